@@ -1,0 +1,1 @@
+"""From samples to batches: sources, one encoder, collation, and the NeMo data modules."""

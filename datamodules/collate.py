@@ -1,0 +1,58 @@
+"""From encoded samples to the tensors of one micro-batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.encoder import IGNORED, EncodedSample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collator:
+    """Pads samples on the right and joins them; attention is causal, so no mask is needed.
+
+    Attributes:
+        pad_token_id: Fills the end of shorter rows.
+        pad_to_multiple_of: The row length is rounded up to this.
+        fixed_length: The row length if given, which must be a multiple of `pad_to_multiple_of`.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int = 8
+    fixed_length: int | None = None
+
+    def __call__(self, samples: Sequence[EncodedSample]) -> dict[str, Any]:
+        """Builds a micro-batch of b samples with rows of s positions and n tiles in all.
+
+        Returns:
+            tokens int64 [b, s]; position_ids int64 [b, s]; labels int64 [b, s], already shifted
+            (labels[t] is the token wanted after position t, -100 for none); loss_mask float32
+            [b, s]; tiles uint8 [n, 3, H, W], of all samples in order; sample_keys list[str].
+        """
+        assert samples, "a micro-batch without samples"
+        length = self._row_length(max(len(sample.tokens) for sample in samples))
+        tokens = np.full((len(samples), length), self.pad_token_id, dtype=np.int64)
+        labels = np.full((len(samples), length), IGNORED, dtype=np.int64)
+        for row, sample in enumerate(samples):
+            tokens[row, : len(sample.tokens)] = sample.tokens
+            labels[row, : len(sample.labels)] = sample.labels
+        tiles = np.concatenate([sample.tiles for sample in samples])
+        positions = torch.arange(length, dtype=torch.int64).repeat(len(samples), 1)
+        label_tensor = torch.from_numpy(labels)
+        return {
+            "tokens": torch.from_numpy(tokens),
+            "position_ids": positions,
+            "labels": label_tensor,
+            "loss_mask": (label_tensor != IGNORED).to(torch.float32),
+            "tiles": torch.from_numpy(tiles),
+            "sample_keys": [sample.key for sample in samples],
+        }
+
+    def _row_length(self, longest: int) -> int:
+        if self.fixed_length is not None:
+            assert longest <= self.fixed_length, f"{longest} tokens in rows of {self.fixed_length}"
+            return self.fixed_length
+        return -(-longest // self.pad_to_multiple_of) * self.pad_to_multiple_of

@@ -1,0 +1,174 @@
+"""Map-style data sets: a global sample number goes in, an encoded sample comes out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from datamodules.bad_samples import BadSampleLog
+from datamodules.blend import Blend
+from datamodules.encoder import IGNORED, EncodedSample, NvilaEncoder
+from datamodules.images import ImageStore
+from datamodules.permutation import mix
+from datamodules.record_index import RecordError, RecordIndex
+from sample_loaders.conversation import parse_llava
+from sample_loaders.errors import BadSample, Reason
+
+# Long enough that no run reaches its end, short enough for float and int64 arithmetic on it.
+ENDLESS = 2**40
+FILLER_KEY = "filler"
+
+
+class RowOrder(Protocol):
+    """The rows of a file that belong to a source."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int, /) -> int: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Some records of one file, with their images.
+
+    Attributes:
+        name: Stands in sample keys and in the list of bad samples.
+        records: The file.
+        rows: The file's rows that belong to the source, by position.
+        images: Where its images are.
+    """
+
+    name: str
+    records: RecordIndex
+    rows: RowOrder
+    images: ImageStore
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def key(self, position: int) -> str:
+        """Names a sample by its file and its row, counted from 0."""
+        return f"{self.name}#{self.rows[position]}"
+
+    def encode(self, position: int, encoder: NvilaEncoder) -> EncodedSample:
+        """Reads and encodes a sample.
+
+        Raises:
+            BadSample: It cannot be used.
+        """
+        try:
+            record = self.records[self.rows[position]]
+        except RecordError as error:
+            raise BadSample(Reason.INVALID_JSON, str(error)) from error
+        sample = parse_llava(record, self.key(position), self.name)
+        return encoder.encode(sample, self.images)
+
+
+class TrainingSamples(Dataset):
+    """Blended sources without end.
+
+    A sample that cannot be used is replaced by another record of the same source, and which one
+    depends on nothing but the seed and the sample's number; so the order of all other samples
+    stays, and so does what a resumed run reads.
+
+    Args:
+        sources: The sources in the order of the blend.
+        blend: Which record comes at which number.
+        encoder: Makes samples of records.
+        log: Takes the bad samples.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], blend: Blend, encoder: NvilaEncoder, log: BadSampleLog
+    ) -> None:
+        assert [len(source) for source in sources] == list(blend.sizes)
+        self.sources = tuple(sources)
+        self.blend = blend
+        self.encoder = encoder
+        self.log = log
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, number: int) -> EncodedSample:
+        """Returns the sample with this global number.
+
+        Raises:
+            TooManyBadSamples: Too many in a row could not be used.
+        """
+        index, position = self.blend[number]
+        source = self.sources[index]
+        attempt = 0
+        while True:
+            try:
+                sample = source.encode(position, self.encoder)
+            except BadSample as error:
+                self.log.skip(source.key(position), source.name, error)
+            else:
+                self.log.accept()
+                return sample
+            attempt += 1
+            position = mix(self.blend.seed, number, attempt) % len(source)
+
+
+class EvaluationSamples(Dataset):
+    """Every record of every source once, in file order, filled up to whole global batches.
+
+    Fillers have no label, so a mean over labels is the mean over the records, each counted once. A
+    record that cannot be used becomes a filler too: a substitute would count another one twice.
+
+    Args:
+        sources: The sources, one after the other.
+        encoder: Makes samples of records.
+        log: Takes the bad samples.
+        multiple_of: The length is rounded up to this, the global batch size.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        encoder: NvilaEncoder,
+        log: BadSampleLog,
+        multiple_of: int,
+    ) -> None:
+        self.sources = tuple(sources)
+        self.encoder = encoder
+        self.log = log
+        self._ends = np.cumsum([len(source) for source in sources])
+        self._length = -(-int(self._ends[-1]) // multiple_of) * multiple_of
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> EncodedSample:
+        """Returns a sample.
+
+        Raises:
+            TooManyBadSamples: Too many in a row could not be used.
+        """
+        if not 0 <= number < self._length:
+            raise IndexError(f"sample {number} of {self._length}")
+        if number >= self._ends[-1]:
+            return self._filler(FILLER_KEY)
+        index = int(np.searchsorted(self._ends, number, side="right"))
+        source = self.sources[index]
+        position = number - (int(self._ends[index - 1]) if index else 0)
+        try:
+            sample = source.encode(position, self.encoder)
+        except BadSample as error:
+            key = source.key(position)
+            self.log.skip(key, source.name, error)
+            return self._filler(key)
+        self.log.accept()
+        return sample
+
+    def _filler(self, key: str) -> EncodedSample:
+        size = self.encoder.assets.tile_size
+        return EncodedSample(
+            key=key,
+            tokens=np.array([self.encoder.assets.pad_token_id], dtype=np.int64),
+            labels=np.array([IGNORED], dtype=np.int64),
+            tiles=np.zeros((0, 3, size, size), dtype=np.uint8),
+        )

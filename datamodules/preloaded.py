@@ -1,0 +1,338 @@
+"""NeMo data module over LLaVA JSON files and image folders."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning.io.mixin import IOMixin
+from nemo.lightning.pytorch.plugins import MegatronDataSampler
+
+from datamodules.bad_samples import BadSampleLog
+from datamodules.blend import Blend, check_weights
+from datamodules.collate import Collator
+from datamodules.dataset import EvaluationSamples, Source, TrainingSamples
+from datamodules.encoder import EncoderConfig, NvilaEncoder
+from datamodules.split import SPLIT_PARTS, as_list, check_fractions, open_sources, split_sources
+
+
+class PreloadedDataModule(pl.LightningDataModule, IOMixin):
+    """Training, validation and test data from JSONL or JSON files in LLaVA form.
+
+    Files are opened by an index of byte offsets; nothing else of them stays in memory. The order of
+    training depends on the files' sizes, `weights`, `seed` and `shuffle` only, so it is the same
+    for every number of ranks and workers and goes on after a resume at exactly the next sample.
+    Training data never end: files are walked again, in a new order, as often as `max_steps` needs.
+    Validation and test see every record once, in file order, without weights.
+
+    Args:
+        train_paths: One or several files.
+        weights: Share of each training file in the blend; None takes their sizes.
+        validation_paths: Files for validation; none, and no `split`: no validation.
+        test_paths: Files for test.
+        split: Shares of training, validation and test that `train_paths` are split into. Allowed
+            only without `validation_paths` and `test_paths`.
+        split_seed: Chooses the records of the split.
+        image_folder: Folder of the images, or one for each of `train_paths`; None takes the folder
+            of each file.
+        validation_image_folder: The same for `validation_paths`; None takes `image_folder` where
+            that is one folder.
+        test_image_folder: The same for `test_paths`.
+        assets: Folder with configuration and tokenizer of the model.
+        seq_length: Longest sample in positions.
+        micro_batch_size: Samples per micro-batch.
+        global_batch_size: Samples per step over all ranks.
+        max_tiles: Largest tile grid of an image, the thumbnail not counted.
+        num_workers: Worker processes of each loader.
+        seed: Chooses the order of training.
+        shuffle: False walks the training files in file order.
+        pad_to_multiple_of: Row lengths are rounded up to this.
+        pad_to_seq_length: True makes every row `seq_length` long.
+        bad_sample_file: File that samples which cannot be used are listed in; None only counts.
+        max_bad_samples_in_a_row: One more in a row, of one reader, stops the run.
+        pin_memory: Whether loaders pin their tensors, for faster copies to a GPU.
+        tokenizer: Not used, the one in `assets` is; NeMo's training functions set and read it.
+
+    Raises:
+        ValueError: An argument does not suit; files are looked at in `setup`.
+    """
+
+    def __init__(
+        self,
+        train_paths: str | list[str] | None = None,
+        weights: list[float] | None = None,
+        validation_paths: str | list[str] | None = None,
+        test_paths: str | list[str] | None = None,
+        split: list[float] | None = None,
+        split_seed: int = 1234,
+        image_folder: str | list[str] | None = None,
+        validation_image_folder: str | list[str] | None = None,
+        test_image_folder: str | list[str] | None = None,
+        assets: str = "",
+        seq_length: int = 4096,
+        micro_batch_size: int = 1,
+        global_batch_size: int = 8,
+        max_tiles: int = 12,
+        num_workers: int = 2,
+        seed: int = 1234,
+        shuffle: bool = True,
+        pad_to_multiple_of: int = 8,
+        pad_to_seq_length: bool = False,
+        bad_sample_file: str | None = None,
+        max_bad_samples_in_a_row: int = 100,
+        pin_memory: bool = False,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.train_paths = as_list(train_paths)
+        self.validation_paths = as_list(validation_paths)
+        self.test_paths = as_list(test_paths)
+        self.weights = weights
+        self.split = split
+        self.split_seed = split_seed
+        self.image_folder = image_folder
+        self.validation_image_folder = validation_image_folder
+        self.test_image_folder = test_image_folder
+        self.seq_length = seq_length
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.shuffle = shuffle
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.pad_to_seq_length = pad_to_seq_length
+        self.bad_sample_file = bad_sample_file
+        self.max_bad_samples_in_a_row = max_bad_samples_in_a_row
+        self.pin_memory = pin_memory
+        self.tokenizer = tokenizer
+        self.init_global_step = 0
+        self._check_arguments()
+        self.encoder = NvilaEncoder(
+            EncoderConfig(assets=assets, seq_length=seq_length, max_tiles=max_tiles)
+        )
+        self.data_sampler = MegatronDataSampler(
+            seq_len=seq_length,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            dataloader_type="single",
+        )
+        self._sources: dict[str, list[Source]] | None = None
+        self._resumed_order: dict[str, Any] | None = None
+        self._reconfigured: pl.Trainer | None = None
+
+    def setup(self, stage: str = "") -> None:
+        """Opens the files and the tokenizer; a second call does nothing.
+
+        Raises:
+            ValueError: A file, a folder or the tokenizer is missing or does not suit.
+        """
+        del stage  # opening costs little, and a resumed run may validate before it trains
+        if self._sources is not None:
+            return
+        # Workers are forked after this; the tokenizers library would warn about that in each one.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        # Read here, and not in the workers, so that its errors come before anything starts.
+        _ = self.encoder.assets
+        sources = {
+            "train": open_sources(self.train_paths, self.image_folder, "image_folder"),
+            "validation": open_sources(
+                self.validation_paths,
+                self._evaluation_folder(self.validation_image_folder),
+                "validation_image_folder",
+            ),
+            "test": open_sources(
+                self.test_paths,
+                self._evaluation_folder(self.test_image_folder),
+                "test_image_folder",
+            ),
+        }
+        if self.split is not None:
+            sources = split_sources(sources["train"], self.split, self.split_seed)
+        self._sources = sources
+        if self._resumed_order is not None:
+            self._check_order(self._resumed_order)
+
+    def train_dataloader(self) -> WrappedDataLoader:
+        """Returns the loader of training, which NeMo's sampler starts at the consumed samples."""
+        sources = self._part("train")
+        if not sources:
+            raise ValueError("train_paths is empty, but training needs at least one file.")
+        # Only here: a loader made later, for validation, must not move where counting began.
+        self.init_global_step = self.trainer.global_step
+        self.data_sampler.init_global_step = self.init_global_step
+        samples = TrainingSamples(sources, self._blend(sources), self.encoder, self._log())
+        return self._loader(samples, "train")
+
+    def val_dataloader(self) -> WrappedDataLoader | list:
+        """Returns the loader of validation, or none."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> WrappedDataLoader | list:
+        """Returns the loader of test, or none."""
+        return self._evaluation_loader("test")
+
+    def reconfigure_limit_batches(self) -> None:
+        """Makes the trainer's limits count steps, once; NeMo calls this before loaders are made.
+
+        Lightning compares `limit_val_batches` and the sanity steps with micro-batches, and takes a
+        fractional `val_check_interval` of the loader's length, which has no end here.
+
+        Raises:
+            ValueError: A limit would end or repeat the training data.
+        """
+        trainer, micro_batches = self.trainer, get_num_microbatches()
+        if self._reconfigured is trainer:
+            return
+        self._reconfigured = trainer
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._check_training_limits()
+            if isinstance(trainer.val_check_interval, float):
+                steps = int(trainer.max_steps * trainer.val_check_interval)
+                trainer.val_check_interval = max(1, steps)
+        if isinstance(trainer.limit_val_batches, int):
+            trainer.limit_val_batches *= micro_batches
+        if isinstance(trainer.limit_test_batches, int):
+            trainer.limit_test_batches *= micro_batches
+        trainer.num_sanity_val_steps *= micro_batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns how many samples were consumed, and what their order depends on."""
+        steps = self.trainer.global_step - self.init_global_step
+        consumed = self.data_sampler.compute_consumed_samples(steps)
+        return {"consumed_samples": consumed, "order": self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues where a checkpoint stopped.
+
+        Raises:
+            ValueError: The order of samples is not the one that the checkpoint counted in.
+        """
+        self._resumed_order = state_dict["order"]
+        if self._sources is not None:
+            self._check_order(state_dict["order"])
+        self.data_sampler.init_consumed_samples = state_dict["consumed_samples"]
+        self.data_sampler.prev_consumed_samples = state_dict["consumed_samples"]
+        self.data_sampler.if_first_step = 1
+
+    def _check_arguments(self) -> None:
+        at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "pad_to_multiple_of")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}, but must be a multiple of "
+                f"micro_batch_size={self.micro_batch_size}."
+            )
+        for name in ("num_workers", "max_bad_samples_in_a_row", "seed", "split_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be zero or more.")
+        if self.seq_length % self.pad_to_multiple_of:
+            raise ValueError(
+                f"seq_length is {self.seq_length}, but must be a multiple of "
+                f"pad_to_multiple_of={self.pad_to_multiple_of}."
+            )
+        if self.weights is not None and self.train_paths:
+            check_weights(self.weights, len(self.train_paths))
+        if self.split is None:
+            return
+        if self.validation_paths or self.test_paths:
+            raise ValueError(
+                f"split is {self.split}, but must be None where validation_paths or test_paths are "
+                f"given."
+            )
+        check_fractions(self.split)
+
+    def _check_training_limits(self) -> None:
+        trainer = self.trainer
+        if trainer.max_steps < 1:
+            raise ValueError(
+                f"max_steps of the trainer is {trainer.max_steps}, but must be at least 1, because "
+                f"training data have no end."
+            )
+        limit = trainer.limit_train_batches
+        if isinstance(limit, float) and limit == 1.0:
+            return
+        if isinstance(limit, float) or limit < trainer.max_steps:
+            raise ValueError(
+                f"limit_train_batches of the trainer is {limit}, but must be 1.0: an epoch that "
+                f"ends early would read the same samples again."
+            )
+        trainer.limit_train_batches = 1.0
+
+    def _evaluation_folder(self, folder: str | list[str] | None) -> str | list[str] | None:
+        if folder is None and isinstance(self.image_folder, str):
+            return self.image_folder
+        return folder
+
+    def _part(self, part: str) -> list[Source]:
+        assert part in SPLIT_PARTS
+        assert self._sources is not None, "setup() comes before the loaders"
+        return self._sources[part]
+
+    def _blend(self, sources: Sequence[Source]) -> Blend:
+        return Blend(
+            [len(source) for source in sources],
+            self.weights,
+            seed=self.seed,
+            shuffle=self.shuffle,
+        )
+
+    def _log(self) -> BadSampleLog:
+        """Returns a list of bad samples that is written once per sample, not once per rank."""
+        path = self.bad_sample_file
+        if parallel_state.model_parallel_is_initialized() and (
+            parallel_state.get_tensor_model_parallel_rank()
+            or parallel_state.get_pipeline_model_parallel_rank()
+            or parallel_state.get_context_parallel_rank()
+        ):
+            path = None
+        return BadSampleLog(path, self.max_bad_samples_in_a_row)
+
+    def _evaluation_loader(self, part: str) -> WrappedDataLoader | list:
+        sources = self._part(part)
+        if not sources:
+            return []
+        samples = EvaluationSamples(sources, self.encoder, self._log(), self.global_batch_size)
+        # In NeMo's modes "test" and "predict" a sampler deals out uneven batches; here the
+        # samples are filled up to whole batches, which only "validation" relies on.
+        return self._loader(samples, "validation")
+
+    def _loader(self, samples: TrainingSamples | EvaluationSamples, mode: str) -> WrappedDataLoader:
+        collator = Collator(
+            pad_token_id=self.encoder.assets.pad_token_id,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+            fixed_length=self.seq_length if self.pad_to_seq_length else None,
+        )
+        return WrappedDataLoader(
+            mode=mode,
+            dataset=samples,
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.num_workers > 0,
+            collate_fn=collator,
+        )
+
+    def _order(self) -> dict[str, Any]:
+        """All that the order of training depends on, as plain data."""
+        return {
+            "sizes": [len(source) for source in self._part("train")],
+            "weights": self.weights,
+            "seed": self.seed,
+            "shuffle": self.shuffle,
+            "split": self.split,
+            "split_seed": self.split_seed,
+        }
+
+    def _check_order(self, saved: dict[str, Any]) -> None:
+        current = self._order()
+        for name, value in saved.items():
+            if current[name] != value:
+                raise ValueError(
+                    f"The checkpoint was made with {name}={value} of the training data, but now it "
+                    f"is {current[name]}, and the sample order could not be continued."
+                )

@@ -1,0 +1,1 @@
+"""From a raw record of one source format to a typed sample."""

@@ -1,0 +1,155 @@
+"""A nano tokenizer with ChatML, and an assets folder of a model with 4 tokens per tile of 56 px."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from datamodules.encoder import EncoderConfig, NvilaEncoder
+from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+
+SYSTEM = "あなたは日本語で答えるアシスタントです。"
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM + "<|im_end|>\n"
+    "{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SENTENCES = [
+    SYSTEM,
+    "この画像の数字は何ですか?",
+    "数字を左から順に読んでください。",
+    "system\nuser\nassistant\n\nWhat is this? It is a cat.",
+]
+
+
+def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    core.train_from_iterator(SENTENCES * 4, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": ["<|im_start|>", AddedToken("<image>", special=True)]}
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+def write_assets(folder: Path, tokenizer) -> Path:
+    """2x2 compression of 4x4 patches: 4 tokens per tile."""
+    tokenizer.save_pretrained(folder)
+    NVILALiteConfig(
+        text_config={"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": len(tokenizer)},
+        vision_config={"image_size": 56, "patch_size": 14, "num_hidden_layers": 3},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        newline_token_id=tokenizer.encode("\n", add_special_tokens=False)[0],
+        mm_projector_type="mlp_downsample_2x2_fix",
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory, tokenizer) -> str:
+    return str(write_assets(tmp_path_factory.mktemp("assets"), tokenizer))
+
+
+def save_image(path: Path, width: int, height: int, seed: int = 0) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory) -> str:
+    """one.png is one tile, wide.png is 3 + 1 tiles, photo.jpg is 4 x 3 + 1 tiles."""
+    folder = tmp_path_factory.mktemp("images")
+    save_image(folder / "one.png", 56, 56, 1)
+    save_image(folder / "wide.png", 168, 56, 2)
+    save_image(folder / "photo.jpg", 640, 480, 3)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def make_encoder(assets, images):
+    def make(**options) -> NvilaEncoder:
+        settings = {"assets": assets, "image_folder": images, "seq_length": 512, **options}
+        return NvilaEncoder(EncoderConfig(**settings))
+
+    return make
+
+
+def llava(*texts: str, image=None, system: str | None = None) -> dict:
+    """Question, answer, question, answer, ... as a LLaVA record."""
+    turns = [
+        {"from": "human" if number % 2 == 0 else "gpt", "value": text}
+        for number, text in enumerate(texts)
+    ]
+    if system is not None:
+        turns.insert(0, {"from": "system", "value": system})
+    record = {"id": "r", "conversations": turns}
+    return record if image is None else {**record, "image": image}
+
+
+@pytest.fixture(scope="session")
+def make_record():
+    return llava
+
+
+def write_lines(path: Path, records: list) -> str:
+    path.write_text(
+        "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
+        encoding="utf-8",
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def write_jsonl():
+    return write_lines
+
+
+@pytest.fixture(scope="session")
+def tokenizer_with():
+    """Makes a tokenizer with another chat template."""
+    return make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def new_assets():
+    """Writes an assets folder for a tokenizer."""
+    return write_assets
+
+
+@pytest.fixture(scope="session")
+def new_image():
+    """Writes an image of noise."""
+    return save_image

@@ -1,0 +1,1 @@
+"""Model and configuration classes that NeMo does not have."""

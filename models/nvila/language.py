@@ -1,0 +1,66 @@
+"""The language model: Megatron-Core's GPT with the padding of its vocabulary out of the loss."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+from models.nvila.config import NvilaLanguageConfig
+
+
+class NvilaLanguageModel(GPTModel):
+    """GPTModel whose softmax runs over the real vocabulary.
+
+    The embedding table is padded (config.padded_vocab_size). Unmasked, the padding rows would join
+    the softmax with a logit of about zero: the loss of a fresh model would be ln(padded) and not
+    ln(real) as in Hugging Face, and the gradients would differ with the padding.
+    """
+
+    def __init__(
+        self,
+        config: NvilaLanguageConfig,
+        pre_process: bool,
+        post_process: bool,
+        vp_stage: int | None = None,
+    ) -> None:
+        super().__init__(
+            config,
+            transformer_layer_spec=get_gpt_layer_with_transformer_engine_spec(
+                qk_layernorm=config.qk_layernorm
+            ),
+            vocab_size=config.padded_vocab_size(),
+            max_sequence_length=config.seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            fp16_lm_cross_entropy=config.fp16_lm_cross_entropy,
+            parallel_output=config.parallel_output,
+            share_embeddings_and_output_weights=bool(config.share_embeddings_and_output_weights),
+            position_embedding_type=config.position_embedding_type,
+            rotary_percent=config.rotary_percent,
+            rotary_base=config.rotary_base,
+            scatter_embedding_sequence_parallel=config.scatter_embedding_sequence_parallel,
+            vp_stage=vp_stage,
+        )
+
+    def compute_language_model_loss(
+        self, labels: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """Cross entropy per token over the real vocabulary.
+
+        Args:
+            labels: int64[b, s], every value in [0, vocabulary).
+            logits: float[s, b, padded vocabulary / TP]; its padding columns are overwritten.
+
+        Returns:
+            float[b, s].
+        """
+        per_rank = logits.shape[-1]
+        first = parallel_state.get_tensor_model_parallel_rank() * per_rank
+        real = min(max(self.config.vocab_size - first, 0), per_rank)
+        if real < per_rank:
+            # A constant, so no gradient reaches the padding rows; finite, so a rank that holds
+            # only padding contributes exp(low - max) = 0 and no NaN.
+            logits[..., real:] = -1e4
+        return super().compute_language_model_loss(labels, logits)

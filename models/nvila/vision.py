@@ -1,0 +1,132 @@
+"""SigLIP as a Megatron-Core vision transformer."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from megatron.core.extensions.transformer_engine import (
+    TEDotProductAttention,
+    TELayerNormColumnParallelLinear,
+    TERowParallelLinear,
+)
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from models.nvila.config import SiglipTowerConfig
+
+CARRIED_SEPARATOR = "__"
+"""Stands for the dot in the names of carried tensors (a buffer's name may hold no dot)."""
+
+
+def siglip_layer_spec() -> ModuleSpec:
+    """Pre-norm block with full attention, Transformer-Engine modules."""
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.no_mask},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=TELayerNormColumnParallelLinear,
+                    core_attention=TEDotProductAttention,
+                    linear_proj=TERowParallelLinear,
+                    q_layernorm=IdentityOp,
+                    k_layernorm=IdentityOp,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=IdentityOp,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(
+                    linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear
+                ),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+class SiglipTower(MegatronModule):
+    """Patch embedding, learned positions and the blocks that reach the selected layer.
+
+    The blocks after it and the final norm have no influence on the features. They are held as
+    buffers under their Hugging Face names, so that export gives them back bit for bit.
+
+    Args:
+        config: sizes; `num_layers - num_carried_layers` blocks run.
+    """
+
+    def __init__(self, config: SiglipTowerConfig) -> None:
+        super().__init__(config=config)
+        width = config.hidden_size
+        self.conv1 = torch.nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.position_embeddings = torch.nn.Embedding(config.grid**2, width)
+        running = copy.copy(config)
+        running.num_layers = config.num_layers - config.num_carried_layers
+        self.decoder = TransformerBlock(
+            config=running, spec=siglip_layer_spec(), pre_process=True, post_process=False
+        )
+        self.carried = torch.nn.Module()
+        for name, shape in carried_shapes(config).items():
+            self.carried.register_buffer(
+                name.replace(".", CARRIED_SEPARATOR), torch.zeros(shape, dtype=config.params_dtype)
+            )
+        if config.params_dtype is not None:
+            self.conv1.to(config.params_dtype)
+            self.position_embeddings.to(config.params_dtype)
+
+    def set_input_tensor(self, input_tensor: torch.Tensor) -> None:
+        """Do nothing: the tower stands at the beginning of the pipeline."""
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Encode tiles.
+
+        Args:
+            tiles: uint8[n, 3, H, W].
+
+        Returns:
+            float[n, grid * grid, width], row-major patches, in the dtype of the weights.
+        """
+        # (x / 255 - mean) / std with mean = std = 0.5, in fp32 as the image processor does it.
+        pixels = (tiles.float() / 255.0 - 0.5) / 0.5
+        patches = self.conv1(pixels.to(self.conv1.weight.dtype))  # [n, width, grid, grid]
+        hidden = patches.flatten(2).permute(2, 0, 1)  # [grid * grid, n, width]
+        hidden = hidden + self.position_embeddings.weight.unsqueeze(1)
+        hidden = self.decoder(hidden.contiguous(), attention_mask=None)
+        return hidden.transpose(0, 1).contiguous()
+
+
+def carried_shapes(config: SiglipTowerConfig) -> dict[str, tuple[int, ...]]:
+    """Names (below `vision_model.`) and shapes of the tensors that do not take part."""
+    width, inner = config.hidden_size, config.ffn_hidden_size
+    block = {
+        "layer_norm1.weight": (width,),
+        "layer_norm1.bias": (width,),
+        "layer_norm2.weight": (width,),
+        "layer_norm2.bias": (width,),
+        "mlp.fc1.weight": (inner, width),
+        "mlp.fc1.bias": (inner,),
+        "mlp.fc2.weight": (width, inner),
+        "mlp.fc2.bias": (width,),
+    }
+    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        block[f"self_attn.{projection}.weight"] = (width, width)
+        block[f"self_attn.{projection}.bias"] = (width,)
+    first = config.num_layers - config.num_carried_layers
+    shapes: dict[str, tuple[int, ...]] = {
+        f"encoder.layers.{layer}.{name}": shape
+        for layer in range(first, config.num_layers)
+        for name, shape in block.items()
+    }
+    shapes["post_layernorm.weight"] = (width,)
+    shapes["post_layernorm.bias"] = (width,)
+    return shapes

@@ -1,0 +1,158 @@
+"""Put a vision tower, a fresh projector and a language model together: the start of stage 1."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from converters.checkpoint import write_checkpoint
+from converters.hf_directory import write_assets
+from converters.hf_weights import read_weights
+from converters.mapping import to_megatron
+from converters.nvila import nvila_table
+from converters.output import new_directory
+from converters.parents import read_parent_config
+from models.nvila.config import config_from_hf
+from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.nvila.projector import build_projector
+
+MEDIA_TOKENS = ("<vila/sentinel>", "<image>", "<vila/video>")
+"""Added to the language model's tokenizer in the published order."""
+
+BEGIN_TOKEN, PADDING_TOKEN = "[BOS]", "[PAD]"
+"""Added after them: [BOS] where the tokenizer has none, [PAD] always, as published."""
+
+
+def assemble(
+    llm: str | Path,
+    vision: str | Path,
+    out: str | Path,
+    projector: str = "mlp_downsample_2x2_fix",
+    seed: int = 1234,
+) -> dict[str, object]:
+    """Write a NeMo checkpoint made of two Hugging Face models and a fresh projector.
+
+    The vocabulary becomes exactly the tokenizer's: the padding rows of the published Qwen tables
+    are cut and each new row is the mean of the rows before it, as in the published code.
+
+    Args:
+        llm: Hugging Face directory of a Qwen2 model with a tokenizer and a chat template.
+        vision: Hugging Face directory of a SigLIP (vision) model.
+        out: checkpoint to write; must not exist or be empty.
+        projector: mlp_downsample_2x2_fix or mlp_downsample_3x3_fix.
+        seed: of the projector's initialisation (PyTorch's defaults).
+
+    Returns:
+        Figures about what was written.
+
+    Raises:
+        ValueError: an input is no model of the expected family, or `out` is not empty.
+    """
+    with new_directory(out) as folder:
+        text_config = read_parent_config(llm, Qwen2Config, "llm")
+        vision_config = read_parent_config(vision, SiglipVisionConfig, "vision")
+        tokenizer = _extend_tokenizer(_load_tokenizer(llm))
+        language = _resize_vocabulary(
+            read_weights(llm, "llm."), len(tokenizer), text_config.tie_word_embeddings
+        )
+        text_config.vocab_size = len(tokenizer)
+        description = NVILALiteConfig(
+            text_config=text_config,
+            vision_config=vision_config,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+            newline_token_id=_newline_id(tokenizer, llm),
+            mm_projector_type=projector,
+        )
+        dtype = language["llm.model.embed_tokens.weight"].dtype
+        description.torch_dtype = dtype
+        tensors = language | _vision_tensors(vision, dtype) | _fresh_projector(description, seed)
+        config = config_from_hf(description)
+        with tempfile.TemporaryDirectory() as assets:
+            write_assets(Path(assets), description, tokenizer)
+            write_checkpoint(
+                folder, config, to_megatron(nvila_table(config), tensors), Path(assets)
+            )
+    return {
+        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "dtype": str(dtype).removeprefix("torch."),
+        "vocabulary": len(tokenizer),
+    }
+
+
+def _load_tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(llm)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"llm: {llm} has no tokenizer that transformers can load.") from error
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"llm: the tokenizer of {llm} has no chat template; use an instruction-tuned model or "
+            "add chat_template.jinja."
+        )
+    return tokenizer
+
+
+def _extend_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(MEDIA_TOKENS)},
+        replace_additional_special_tokens=False,
+    )
+    if tokenizer.bos_token is None:
+        tokenizer.add_special_tokens({"bos_token": BEGIN_TOKEN})
+    tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
+    return tokenizer
+
+
+def _newline_id(tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> int:
+    ids = tokenizer.encode("\n", add_special_tokens=False)
+    if len(ids) != 1:
+        raise ValueError(
+            f"llm: the tokenizer of {llm} splits a newline into {len(ids)} tokens; it must be one."
+        )
+    return ids[0]
+
+
+def _resize_vocabulary(
+    tensors: dict[str, Tensor], vocabulary: int, tied: bool
+) -> dict[str, Tensor]:
+    """Cut or extend the embedding (and the output layer) to `vocabulary` rows."""
+    resized = dict(tensors)
+    head = "llm.lm_head.weight"
+    if tied:
+        resized.pop(head, None)  # a stored copy of the embedding
+    for name in ("llm.model.embed_tokens.weight", head):
+        if name not in resized:
+            continue
+        table = resized[name][:vocabulary]
+        while table.shape[0] < vocabulary:
+            mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
+            table = torch.cat([table, mean])
+        resized[name] = table
+    return resized
+
+
+def _vision_tensors(vision: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Read the vision tower; the pooling head of a full SigLIP model is not part of NVILA."""
+    kept = {}
+    for name, tensor in read_weights(vision).items():
+        if name.startswith("vision_model.") and not name.startswith("vision_model.head."):
+            kept[f"vision_tower.{name}"] = tensor.to(dtype)
+    return kept
+
+
+def _fresh_projector(description: NVILALiteConfig, seed: int) -> dict[str, Tensor]:
+    config = config_from_hf(description)
+    config.params_dtype = description.torch_dtype
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = build_projector(config).state_dict()
+    return {f"mm_projector.{name}": tensor for name, tensor in state.items()}

@@ -1,0 +1,289 @@
+"""Whole directories through real checkpoints: import, export, verify, assemble."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2ForCausalLM, SiglipVisionModel
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+VARIANTS = {
+    "tied_2x2_fp32": {"tied": True, "projector": "mlp_downsample_2x2_fix"},
+    "untied_3x3_fp32": {"tied": False, "projector": "mlp_downsample_3x3_fix"},
+    "tied_3x3_bf16": {
+        "tied": True,
+        "projector": "mlp_downsample_3x3_fix",
+        "dtype": torch.bfloat16,
+    },
+    "untied_2x2_fp16": {
+        "tied": False,
+        "projector": "mlp_downsample_2x2_fix",
+        "dtype": torch.float16,
+    },
+}
+
+
+def to_dtype(directory, dtype):
+    """Change the dtype of a directory's weights."""
+    weights = load_file(directory / "model.safetensors")
+    save_file(
+        {name: tensor.to(dtype) for name, tensor in weights.items()},
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+@pytest.fixture(scope="module")
+def converted(write_nano_directory, tmp_path_factory, nemo):
+    """Each variant as (Hugging Face directory, checkpoint)."""
+    from converters.import_hf import import_nvila
+
+    made = {}
+
+    def convert(name):
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            options = dict(VARIANTS[name])
+            dtype = options.pop("dtype", torch.float32)
+            write_nano_directory(folder / "hf", **options)
+            to_dtype(folder / "hf", dtype)
+            import_nvila(folder / "hf", folder / "ckpt")
+            made[name] = (folder / "hf", folder / "ckpt")
+        return made[name]
+
+    return convert
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_import_then_export_gives_back_every_bit(converted, name, tmp_path):
+    from converters.export_hf import export_nvila
+    from converters.verify import bits_equal
+
+    hf, checkpoint = converted(name)
+    export_nvila(checkpoint, tmp_path / "out")
+    before = load_file(hf / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert [key for key in before if not bits_equal(before[key], after[key])] == []
+    names = {path.name for path in hf.iterdir()}
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= names
+    dtype = str(VARIANTS[name].get("dtype", torch.float32)).removeprefix("torch.")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
+
+
+@pytest.mark.parametrize("name", ["tied_2x2_fp32", "untied_3x3_fp32"])
+def test_logits_of_both_models_agree(converted, name):
+    from converters.verify import verify_nvila
+
+    result = verify_nvila(*converted(name))
+    assert result.passed
+    assert set(result.logit_differences) == {"one_tile", "many_tiles", "many_images", "text_only"}
+    # The fixture's weights are large: logits of the order of 10, so 1e-4 is 1e-5 of them.
+    assert max(result.logit_differences.values()) <= 1e-4
+
+
+def test_verify_sees_one_flipped_bit(converted, tmp_path):
+    from converters.verify import verify_nvila
+
+    hf, checkpoint = converted("tied_2x2_fp32")
+    changed = tmp_path / "hf"
+    shutil.copytree(hf, changed)
+    weights = load_file(changed / "model.safetensors")
+    # The last block's key bias moves no logit: only the bits can show it.
+    name = "vision_tower.vision_model.encoder.layers.2.self_attn.k_proj.bias"
+    weights[name].view(torch.int32)[3] ^= 1
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    result = verify_nvila(changed, checkpoint, logits=False)
+    assert result.different_tensors == (name,)
+    assert not result.passed
+
+
+def test_verify_sees_a_changed_logit(converted, tmp_path):
+    from converters.verify import verify_nvila
+
+    hf, checkpoint = converted("tied_2x2_fp32")
+    changed = tmp_path / "hf"
+    shutil.copytree(hf, changed)
+    weights = load_file(changed / "model.safetensors")
+    weights["mm_projector.layers.4.bias"] += 0.01
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    result = verify_nvila(changed, checkpoint)
+    assert result.logit_differences["one_tile"] > 1e-4
+    assert result.logit_differences["text_only"] <= 1e-4
+    assert not result.passed
+
+
+def test_native_vila_layout_is_loaded_by_the_parents_own_classes(converted, tmp_path):
+    from converters.export_hf import export_nvila
+
+    hf, checkpoint = converted("untied_3x3_fp32")
+    export_nvila(checkpoint, tmp_path / "vila", layout="vila")
+    flat = load_file(hf / "model.safetensors")
+    llm, loading = Qwen2ForCausalLM.from_pretrained(
+        tmp_path / "vila" / "llm", output_loading_info=True
+    )
+    assert loading["missing_keys"] == []
+    assert loading["unexpected_keys"] == []
+    for name, tensor in llm.state_dict().items():
+        assert torch.equal(tensor, flat[f"llm.{name}"]), name
+    vision, loading = SiglipVisionModel.from_pretrained(
+        tmp_path / "vila" / "vision_tower", output_loading_info=True
+    )
+    assert loading["missing_keys"] == []
+    assert loading["unexpected_keys"] == []
+    for name, tensor in vision.state_dict().items():
+        assert torch.equal(tensor, flat[f"vision_tower.{name}"]), name
+    projector = load_file(tmp_path / "vila" / "mm_projector" / "model.safetensors")
+    assert set(projector) == {
+        f"layers.{index}.{kind}" for index in (1, 2, 4, 5, 7) for kind in ("weight", "bias")
+    }
+    top = json.loads((tmp_path / "vila" / "config.json").read_text())
+    assert top["mm_vision_select_layer"] == -2
+    assert top["mm_projector_cfg"]["mm_projector_type"] == "mlp_downsample_3x3_fix"
+    assert (tmp_path / "vila" / "llm" / "tokenizer_config.json").is_file()
+
+
+def test_a_stored_copy_of_a_tied_embedding_is_accepted_and_a_different_one_is_not(
+    converted, tmp_path
+):
+    from converters.import_hf import import_nvila
+
+    hf, _ = converted("tied_2x2_fp32")
+    for name, offset in (("same", 0.0), ("other", 1.0)):
+        shutil.copytree(hf, tmp_path / name)
+        weights = load_file(tmp_path / name / "model.safetensors")
+        weights["llm.lm_head.weight"] = weights["llm.model.embed_tokens.weight"] + offset
+        save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    import_nvila(tmp_path / "same", tmp_path / "ckpt")
+    with pytest.raises(ValueError, match="tie_word_embeddings, but llm.lm_head.weight differs"):
+        import_nvila(tmp_path / "other", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_sharded_weights_and_a_missing_shard(converted, tmp_path):
+    from converters.import_hf import import_nvila
+    from converters.verify import verify_nvila
+
+    hf, checkpoint = converted("tied_2x2_fp32")
+    sharded = tmp_path / "sharded"
+    shutil.copytree(hf, sharded)
+    weights = load_file(sharded / "model.safetensors")
+    (sharded / "model.safetensors").unlink()
+    names = sorted(weights)
+    halves = {"model-00001-of-00002.safetensors": names[:40]}
+    halves["model-00002-of-00002.safetensors"] = names[40:]
+    for file, members in halves.items():
+        save_file({name: weights[name] for name in members}, sharded / file)
+    index = {name: file for file, members in halves.items() for name in members}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    assert verify_nvila(sharded, checkpoint, logits=False).passed
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match="lacks model-00002-of-00002.safetensors"):
+        import_nvila(sharded, tmp_path / "never")
+
+
+def test_a_truncated_file_is_named(converted, tmp_path):
+    from converters.import_hf import import_nvila
+
+    hf, _ = converted("tied_2x2_fp32")
+    cut = tmp_path / "cut"
+    shutil.copytree(hf, cut)
+    data = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
+        import_nvila(cut, tmp_path / "never")
+    assert list(tmp_path.iterdir()) == [cut]
+
+
+def test_an_output_that_is_not_empty_is_left_alone(converted, tmp_path):
+    from converters.export_hf import export_nvila
+    from converters.import_hf import import_nvila
+
+    hf, checkpoint = converted("tied_2x2_fp32")
+    (tmp_path / "mine.txt").write_text("keep")
+    for convert, source in ((import_nvila, hf), (export_nvila, checkpoint)):
+        with pytest.raises(ValueError, match="exists and is not empty"):
+            convert(source, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_other_families_and_no_checkpoints_are_refused(tmp_path):
+    from converters.export_hf import export_nvila
+    from converters.import_hf import import_nvila
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mllama"}))
+    with pytest.raises(ValueError, match="holds a model of type 'mllama'; nvila_lite is expected"):
+        import_nvila(tmp_path, tmp_path / "out")
+    with pytest.raises(ValueError, match="is not a finished NeMo checkpoint"):
+        export_nvila(tmp_path, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def parents(tmp_path_factory):
+    """A SigLIP and a Qwen2 directory."""
+    from launch.quickstart.parents import train_tokenizer, write_qwen2, write_siglip
+
+    folder = tmp_path_factory.mktemp("parents")
+    write_siglip(folder / "siglip")
+    write_qwen2(folder / "qwen2", train_tokenizer())
+    return folder
+
+
+def test_assemble_keeps_the_parents_and_adds_mean_rows(parents, tmp_path):
+    from converters.assemble import assemble
+    from converters.export_hf import export_nvila
+    from converters.verify import verify_nvila
+
+    figures = assemble(parents / "qwen2", parents / "siglip", tmp_path / "ckpt")
+    export_nvila(tmp_path / "ckpt", tmp_path / "hf")
+    assert verify_nvila(tmp_path / "hf", tmp_path / "ckpt").passed
+    out = load_file(tmp_path / "hf" / "model.safetensors")
+    vision = load_file(parents / "siglip" / "model.safetensors")
+    for name, tensor in vision.items():
+        assert torch.equal(out[f"vision_tower.{name}"], tensor), name
+    llm = load_file(parents / "qwen2" / "model.safetensors")
+    for name, tensor in llm.items():
+        if name not in ("model.embed_tokens.weight", "lm_head.weight"):
+            assert torch.equal(out[f"llm.{name}"], tensor), name
+    table, parent = out["llm.model.embed_tokens.weight"], llm["model.embed_tokens.weight"]
+    assert figures["vocabulary"] == table.shape[0] == parent.shape[0] + 5
+    assert torch.equal(table[: len(parent)], parent)
+    for row in range(len(parent), len(table)):
+        assert torch.allclose(table[row], table[:row].mean(dim=0), atol=1e-7)
+    added = json.loads((tmp_path / "hf" / "added_tokens.json").read_text())
+    order = ["<vila/sentinel>", "<image>", "<vila/video>", "[BOS]", "[PAD]"]
+    assert [added[token] for token in order] == list(range(len(parent), len(table)))
+
+
+def test_assemble_is_repeatable_and_its_seed_moves_the_projector_only(parents, tmp_path):
+    from converters.assemble import assemble
+    from converters.checkpoint import read_checkpoint
+
+    tensors = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assemble(parents / "qwen2", parents / "siglip", tmp_path / name, seed=seed)
+        tensors.append(read_checkpoint(tmp_path / name)[1])
+    first, same, other = tensors
+    assert [name for name in first if not torch.equal(first[name], same[name])] == []
+    moved = {name for name in first if not torch.equal(first[name], other[name])}
+    assert moved
+    assert all(name.startswith("vision_projection.layers.") for name in moved)
+
+
+def test_assemble_refuses_swapped_parents_and_a_tokenizer_without_template(parents, tmp_path):
+    from converters.assemble import assemble
+
+    with pytest.raises(ValueError, match="llm: .* holds a model of type 'siglip_vision_model'"):
+        assemble(parents / "siglip", parents / "qwen2", tmp_path / "never")
+    bare = tmp_path / "bare"
+    shutil.copytree(parents / "qwen2", bare)
+    (bare / "chat_template.jinja").unlink()
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="has no chat template"):
+        assemble(bare, parents / "siglip", tmp_path / "never")
+    assert not (tmp_path / "never").exists()

@@ -1,0 +1,1 @@
+"""Answers and scores of exported models, with transformers only."""

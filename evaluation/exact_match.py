@@ -1,0 +1,196 @@
+"""Exact match on a LLaVA JSONL file: the last answer of each conversation is the truth."""
+
+import json
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evaluation.generation import Progress, Query, answer
+from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
+
+_ROLES = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question with its truth.
+
+    Attributes:
+        sample_id: The ``id`` of the record, or its line number.
+        query: The conversation up to the last question, and the paths of its images.
+        truth: The last answer.
+    """
+
+    sample_id: str
+    query: Query
+    truth: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answered question; ``images`` are the paths that the model was shown."""
+
+    id: str
+    question: str
+    answer: str
+    truth: str
+    correct: bool
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExactMatch:
+    """The rows in the order of the file, and the share that is correct (0 to 1)."""
+
+    rows: tuple[Row, ...]
+    score: float
+
+
+def exact_match(
+    model: Any,
+    processor: Any,
+    data: Path | str,
+    image_folder: Path | str,
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    limit: int | None = None,
+    shuffle_images: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ExactMatch:
+    """Asks the last question of every conversation and compares the answers with the truth.
+
+    Args:
+        model: The model that ``evaluation.generation.load`` returned.
+        processor: The processor that it returned.
+        data: JSONL file of ``{id, image, conversations}`` records.
+        image_folder: Folder that the image paths are relative to.
+        max_new_tokens: Longest answer in tokens.
+        batch_size: Questions that are answered together.
+        limit: Number of records to use, from the first; all when not given.
+        shuffle_images: Whether every question gets the images of another one with as many images,
+            which shows what the model knows without seeing.
+        seed: Seed of the shuffle.
+        progress: Called after each batch with the questions done and their number.
+
+    Raises:
+        ValueError: If the file has no usable record, or the images cannot be shuffled.
+    """
+    samples = read_samples(Path(data), Path(image_folder), limit)
+    if shuffle_images:
+        samples = shuffled_images(samples, seed)
+    queries = [sample.query for sample in samples]
+    answers = answer(model, processor, queries, max_new_tokens, batch_size, progress)
+    rows = tuple(_row(sample, text) for sample, text in zip(samples, answers, strict=True))
+    return ExactMatch(rows, sum(row.correct for row in rows) / len(rows))
+
+
+def read_samples(data: Path, image_folder: Path, limit: int | None = None) -> list[Sample]:
+    """Reads the questions of a LLaVA JSONL file.
+
+    Args:
+        data: The file.
+        image_folder: Folder that the image paths are relative to.
+        limit: Number of records to read; all when not given.
+
+    Raises:
+        ValueError: If a record is malformed, an image is missing, or there is no record.
+    """
+    samples: list[Sample] = []
+    with data.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if limit is not None and len(samples) >= limit:
+                break
+            if line.strip():
+                samples.append(_sample(line, image_folder, f"{data}:{number}", str(number)))
+    if not samples:
+        raise ValueError(f"data={str(data)!r} with limit={limit} has no record: one is needed")
+    return samples
+
+
+def shuffled_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """Gives every sample the images of another one with the same number of images.
+
+    Samples without images stay as they are.
+
+    Raises:
+        ValueError: If a sample is the only one with its number of images.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        groups[len(sample.query.images)].append(index)
+    shuffled = list(samples)
+    generator = random.Random(seed)
+    for count, group in sorted(groups.items()):
+        if count == 0:
+            continue
+        if len(group) == 1:
+            raise ValueError(
+                f"sample {samples[group[0]].sample_id!r} is the only one with {count} images: "
+                "two are needed to shuffle"
+            )
+        generator.shuffle(group)
+        # A cycle through a shuffled group leaves no sample with its own images.
+        for taker, giver in zip(group, group[1:] + group[:1], strict=True):
+            query = replace(samples[taker].query, images=samples[giver].query.images)
+            shuffled[taker] = replace(samples[taker], query=query)
+    return shuffled
+
+
+def _sample(line: str, image_folder: Path, place: str, default_id: str) -> Sample:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON: {error}") from error
+    turns = record.get("conversations") if isinstance(record, dict) else None
+    if not isinstance(turns, list) or len(turns) < 2:
+        raise ValueError(f"{place} has no conversation: a question and an answer are needed")
+    messages = [_message(turn, place) for turn in turns]
+    roles = [message["role"] for message in messages]
+    dialogue = roles[1:] if roles[0] == "system" else roles
+    if not dialogue or dialogue != ["user", "assistant"] * (len(dialogue) // 2):
+        raise ValueError(f"{place} has the roles {roles}: questions and answers must alternate")
+    images = _images(record, image_folder, place)
+    *messages, truth = messages
+    if images and not any(IMAGE_TOKEN in message["content"] for message in messages):
+        question = next(message for message in messages if message["role"] == "user")
+        question["content"] = f"{IMAGE_TOKEN}\n" * len(images) + question["content"]
+    sample_id = str(record.get("id", default_id))
+    return Sample(sample_id, Query(messages, images), truth["content"].strip())
+
+
+def _message(turn: Any, place: str) -> dict[str, str]:
+    speaker, value = (
+        (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None,) * 2
+    )
+    if speaker not in _ROLES or not isinstance(value, str):
+        raise ValueError(
+            f"{place} has a turn from {speaker!r}: a text from one of {', '.join(_ROLES)} is needed"
+        )
+    return {"role": _ROLES[speaker], "content": value}
+
+
+def _images(record: dict[str, Any], image_folder: Path, place: str) -> list[str]:
+    names = record.get("image") or []
+    names = [names] if isinstance(names, str) else names
+    paths = [image_folder / name for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{place} names the image {str(path)!r}, which must be a file")
+    return [str(path) for path in paths]
+
+
+def _row(sample: Sample, text: str) -> Row:
+    question = sample.query.messages[-1]["content"]
+    images = tuple(str(image) for image in sample.query.images)
+    return Row(sample.sample_id, question, text, sample.truth, text == sample.truth, images)

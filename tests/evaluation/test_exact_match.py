@@ -1,0 +1,148 @@
+import json
+
+import pytest
+from PIL import Image
+
+import evaluation.exact_match as module
+from evaluation.exact_match import exact_match, read_samples, shuffled_images
+from evaluation.generation import load
+from evaluation.tasks import get_task
+
+
+def record(sample_id, images, *turns):
+    speakers = ["human", "gpt"] * len(turns)
+    conversations = [
+        {"from": speaker, "value": text} for speaker, text in zip(speakers, turns, strict=False)
+    ]
+    return {"id": sample_id, "image": images, "conversations": conversations}
+
+
+def write(folder, *records):
+    for one in records:
+        names = one.get("image") or []
+        for name in [names] if isinstance(names, str) else names:
+            Image.new("RGB", (56, 56), "white").save(folder / name)
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    return path
+
+
+def reading_model(monkeypatch, answers_of):
+    """Replaces the model by a function from a query to its answer."""
+    monkeypatch.setattr(
+        module,
+        "answer",
+        lambda model, processor, queries, *rest: [answers_of(query) for query in queries],
+    )
+
+
+def test_score_and_rows(tmp_path, monkeypatch):
+    data = write(
+        tmp_path,
+        record("a", "3.png", "<image>\n何ですか?", " 3\n"),
+        record("b", "4.png", "<image>\n何ですか?", "45"),
+        record("c", None, "3?", "3"),
+    )
+    reading_model(monkeypatch, lambda q: q.images[0][-5] if q.images else "3 ")
+    result = exact_match(None, None, data, tmp_path)
+    assert [(row.id, row.answer, row.truth, row.correct) for row in result.rows] == [
+        ("a", "3", "3", True),
+        ("b", "4", "45", False),
+        ("c", "3 ", "3", False),  # answers come stripped from the model
+    ]
+    assert result.rows[0].question == "<image>\n何ですか?"
+    assert result.rows[0].images == (str(tmp_path / "3.png"),)
+    assert result.score == pytest.approx(1 / 3)
+    assert exact_match(None, None, data, tmp_path, limit=1).score == 1
+
+
+def test_the_last_question_is_asked_with_the_conversation_before_it(tmp_path):
+    one = record("a", ["1.png", "2.png"], "<image>first", "one", "<image>second", "two")
+    one["conversations"].insert(0, {"from": "system", "value": "s"})
+    (sample,) = read_samples(write(tmp_path, one), tmp_path)
+    assert sample.truth == "two"
+    assert sample.query.messages == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "<image>first"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "<image>second"},
+    ]
+    assert sample.query.images == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
+
+
+def test_images_without_placeholder_come_first(tmp_path):
+    one = record("a", ["1.png", "2.png"], "first", "one", "second", "two")
+    (sample,) = read_samples(write(tmp_path, one), tmp_path)
+    contents = [message["content"] for message in sample.query.messages]
+    assert contents == ["<image>\n<image>\nfirst", "one", "second"]
+
+
+def test_shuffled_images_are_those_of_another_sample(tmp_path):
+    records = [record(str(i), f"{i}.png", "q", "a") for i in range(9)]
+    records += [record(f"pair{i}", [f"{i}a.png", f"{i}b.png"], "q", "a") for i in range(4)]
+    records += [record("text", None, "q", "a")]
+    samples = read_samples(write(tmp_path, *records), tmp_path)
+    for seed in range(20):
+        shuffled = shuffled_images(samples, seed)
+        for before, after in zip(samples, shuffled, strict=True):
+            assert (before.sample_id, before.truth) == (after.sample_id, after.truth)
+            assert before.query.messages == after.query.messages
+            assert len(before.query.images) == len(after.query.images)
+            assert not before.query.images or before.query.images != after.query.images
+        images = [tuple(sample.query.images) for sample in samples]
+        assert sorted(tuple(sample.query.images) for sample in shuffled) == sorted(images)
+        assert shuffled_images(samples, seed) == shuffled
+    assert shuffled_images(samples, 0) != shuffled_images(samples, 1)
+
+
+def test_a_model_that_reads_images_fails_when_they_are_shuffled(tmp_path, monkeypatch):
+    data = write(tmp_path, *[record(str(i), f"{i}.png", "<image>?", str(i)) for i in range(10)])
+    reading_model(monkeypatch, lambda query: query.images[0][-5])
+    assert exact_match(None, None, data, tmp_path).score == 1
+    assert exact_match(None, None, data, tmp_path, shuffle_images=True).score == 0
+
+
+def test_a_single_sample_cannot_be_shuffled(tmp_path):
+    data = write(tmp_path, record("only", "1.png", "q", "a"))
+    with pytest.raises(ValueError, match="'only' is the only one with 1 images"):
+        shuffled_images(read_samples(data, tmp_path), 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "data.jsonl:1 is not JSON"),
+        ("[]", "data.jsonl:1 has no conversation"),
+        (json.dumps(record("a", None, "q")), "has no conversation"),
+        (json.dumps(record("a", None, "q", "a", "q")), "must alternate"),
+        (
+            json.dumps({"conversations": [{"from": "robot", "value": "q"}] * 2}),
+            "a turn from 'robot'",
+        ),
+        (json.dumps(record("a", "missing.png", "q", "a")), "which must be a file"),
+        ("", "has no record"),
+    ],
+)
+def test_malformed_records(tmp_path, line, message):
+    (tmp_path / "data.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        read_samples(tmp_path / "data.jsonl", tmp_path)
+
+
+def test_with_a_real_model(write_nano_directory, tmp_path):
+    directory = tmp_path / "model"
+    write_nano_directory(directory)
+    model, processor = load(directory)
+    data = write(tmp_path, *[record(str(i), f"{i}.png", "<image>?", "x") for i in range(3)])
+    first = exact_match(model, processor, data, tmp_path, max_new_tokens=4, batch_size=2)
+    answers = {row.answer for row in first.rows}
+    assert len(answers) == 1  # the images are the same
+    truth = answers.pop()
+    data = write(tmp_path, *[record(str(i), f"{i}.png", "<image>?", truth) for i in range(3)])
+    again = get_task("exact_match")(model, processor, data, tmp_path, max_new_tokens=4)
+    assert (first.score, again.score) == (0, 1)
+
+
+def test_unknown_task():
+    with pytest.raises(ValueError, match="task='vqa' is unknown: allowed are exact_match"):
+        get_task("vqa")

@@ -1,0 +1,157 @@
+"""NVILA in three stages, as Heron-NVILA-Lite was trained: align, pretrain, sft.
+
+    python -m launch train --factory "nvila(stage='sft', size='15b', num_nodes=12)" \
+        data.train_paths=sft.jsonl data.image_folder=images --dryrun
+
+Values, sources and results: recipes/nvila/README.md. Building the recipe touches no network, file,
+environment or GPU.
+"""
+
+from __future__ import annotations
+
+import nemo_run as run
+from nemo.collections import llm
+
+from datamodules.preloaded import PreloadedDataModule
+from models.nvila.config import NvilaConfig, NvilaLanguageConfig, SiglipTowerConfig
+from models.nvila.model import NvilaModel
+from recipes import parts
+from recipes.nvila.sizes import LAYOUTS, SIZES, Size, SizeRow
+from recipes.nvila.stages import Stage, stage_row
+from recipes.rows import LayoutRow, StageRow, check_batch, look_up
+
+
+def model(size: SizeRow, stage: StageRow, layout: LayoutRow, assets: str) -> run.Config:
+    """Build the model of a size, frozen as the stage says."""
+    recompute = (
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+        if layout.recompute
+        else {}
+    )
+    language = run.Config(
+        NvilaLanguageConfig,
+        hidden_size=size.hidden_size,
+        num_layers=size.num_layers,
+        num_attention_heads=size.num_attention_heads,
+        num_query_groups=size.num_query_groups,
+        kv_channels=size.head_size,
+        ffn_hidden_size=size.ffn_hidden_size,
+        rotary_base=size.rotary_base,
+        share_embeddings_and_output_weights=size.tied_embeddings,
+        seq_length=stage.seq_length,
+        cross_entropy_loss_fusion=layout.precision != "fp32",
+        **recompute,
+    )
+    vision = run.Config(
+        SiglipTowerConfig,
+        hidden_size=size.vision_hidden_size,
+        num_layers=size.vision_num_layers,
+        num_attention_heads=size.vision_num_attention_heads,
+        ffn_hidden_size=size.vision_ffn_hidden_size,
+        image_size=size.image_size,
+        **recompute,
+    )
+    return run.Config(
+        NvilaModel,
+        config=run.Config(
+            NvilaConfig,
+            language_transformer_config=language,
+            vision_transformer_config=vision,
+            mm_projector_type=size.mm_projector_type,
+            assets=assets,
+            freeze_language_model=not stage.train_language,
+            freeze_vision_model=not stage.train_vision,
+            freeze_vision_projection=not stage.train_projector,
+        ),
+    )
+
+
+def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str) -> run.Config:
+    """Build the data module; the user names the files (`data.train_paths=...`)."""
+    return run.Config(
+        PreloadedDataModule,
+        assets=assets,
+        seq_length=stage.seq_length,
+        micro_batch_size=layout.micro_batch_size,
+        global_batch_size=stage.global_batch_size,
+        max_tiles=stage.max_tiles,
+        num_workers=layout.num_workers,
+        bad_sample_file=f"{folder}/bad_samples.jsonl",
+    )
+
+
+@run.cli.factory(target=llm.finetune, name="nvila")
+def finetune_recipe(
+    dir: str = "runs",
+    name: str | None = None,
+    num_nodes: int = 1,
+    num_gpus_per_node: int | None = None,
+    peft_scheme: str | None = None,
+    stage: Stage = "sft",
+    size: Size = "nano",
+    init_from: str | None = None,
+    precision: str | None = None,
+) -> run.Partial:
+    """Compose one stage.
+
+    Args:
+        dir: folder of the runs.
+        name: of the run; the default is the stage's name, so that the next stage finds it.
+        num_nodes: machines.
+        num_gpus_per_node: processes per machine; the default is 8, and 1 for nano.
+        peft_scheme: None or "none"; adapters are not there yet for this family.
+        stage: align, pretrain or sft.
+        size: nano, 1b, 2b, 15b or 33b.
+        init_from: checkpoint or run to start from; the default is `dir` + the stage before
+            (`dir/assembled` for align).
+        precision: fp32, bf16 or fp8; the default is the layout's.
+
+    Returns:
+        A call of nemo.collections.llm.finetune that any NeMo-Run executor can run.
+
+    Raises:
+        ValueError: an unknown value, or a batch that does not divide over the GPUs.
+    """
+    size_row = look_up(SIZES, "size", size)
+    row = stage_row(stage, size)
+    layout = parts.with_precision(LAYOUTS[size], precision)
+    if peft_scheme not in (None, "none"):
+        raise ValueError(
+            f"peft_scheme: {peft_scheme!r} is not supported for nvila yet; allowed is 'none'."
+        )
+    gpus = num_gpus_per_node or (1 if size == "nano" else 8)
+    check_batch(row, layout, num_nodes, gpus)
+    start = init_from or f"{dir}/{row.starts_from}"
+    return run.Partial(
+        llm.finetune,
+        model=model(size_row, row, layout, assets=start),
+        data=data(row, layout, assets=start, folder=f"{dir}/{name or stage}"),
+        trainer=parts.trainer(row, layout, num_nodes, gpus),
+        log=parts.log(row, dir, name or stage),
+        resume=parts.resume(start),
+        optim=parts.optimizer(row, layout),
+        tokenizer=None,
+    )
+
+
+@run.cli.factory(target=llm.finetune, name="nvila_pretrain")
+def pretrain_recipe(
+    dir: str = "runs",
+    name: str | None = None,
+    num_nodes: int = 1,
+    num_gpus_per_node: int | None = None,
+    size: Size = "nano",
+    init_from: str | None = None,
+    precision: str | None = None,
+) -> run.Partial:
+    """Compose the stage `pretrain`; the arguments are those of `finetune_recipe`."""
+    return finetune_recipe(
+        dir=dir,
+        name=name,
+        num_nodes=num_nodes,
+        num_gpus_per_node=num_gpus_per_node,
+        stage="pretrain",
+        size=size,
+        init_from=init_from,
+        precision=precision,
+    )

@@ -1,0 +1,162 @@
+"""The parts of a run that are the same in every family, built from rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast, get_args
+
+import nemo_run as run
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from megatron.core.distributed import DistributedDataParallelConfig
+from megatron.core.optimizer import OptimizerConfig
+from nemo import lightning as nl
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
+
+from recipes.checkpoints import StageCheckpoint
+from recipes.rows import LayoutRow, Precision, StageRow
+from recipes.start import StartOrResume
+from recipes.step_log import StepLog
+
+
+def with_precision(layout: LayoutRow, precision: str | None) -> LayoutRow:
+    """Return the layout with another precision; None leaves it.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    if precision is None:
+        return layout
+    if precision not in get_args(Precision):
+        raise ValueError(
+            f"precision: {precision!r} is unknown; allowed are {', '.join(get_args(Precision))}."
+        )
+    return replace(layout, precision=cast(Precision, precision))
+
+
+def precision_plugin(precision: Precision) -> run.Config:
+    """Build the precision plug-in.
+
+    Args:
+        precision: "fp32", "bf16", or "fp8": Transformer Engine, delayed scaling, hybrid format,
+            an amax history of 16 reduced by its maximum.
+    """
+    if precision == "fp32":
+        return run.Config(nl.MegatronMixedPrecision, precision="32")
+    plugin = run.Config(
+        nl.MegatronMixedPrecision,
+        precision="bf16-mixed",
+        params_dtype=torch.bfloat16,
+        pipeline_dtype=torch.bfloat16,
+        grad_reduce_in_fp32=True,
+    )
+    if precision == "fp8":
+        plugin.fp8 = "hybrid"
+        plugin.fp8_recipe = "delayed"
+        plugin.fp8_margin = 0
+        plugin.fp8_amax_history_len = 16
+        plugin.fp8_amax_compute_algo = "max"
+    return plugin
+
+
+def strategy(layout: LayoutRow) -> run.Config:
+    """Build the Megatron strategy of a layout."""
+    return run.Config(
+        nl.MegatronStrategy,
+        tensor_model_parallel_size=layout.tensor_parallel,
+        pipeline_model_parallel_size=layout.pipeline_parallel,
+        context_parallel_size=1,
+        sequence_parallel=layout.sequence_parallel,
+        pipeline_dtype=torch.float32 if layout.precision == "fp32" else torch.bfloat16,
+        gradient_as_bucket_view=True,
+        ckpt_async_save=layout.async_checkpoint,
+        ckpt_parallel_load=True,
+        ddp=run.Config(
+            DistributedDataParallelConfig,
+            use_distributed_optimizer=True,
+            check_for_nan_in_grad=True,
+            grad_reduce_in_fp32=True,
+            overlap_grad_reduce=layout.overlap_communication,
+            overlap_param_gather=layout.overlap_communication,
+        ),
+    )
+
+
+def trainer(
+    stage: StageRow, layout: LayoutRow, num_nodes: int, num_gpus_per_node: int
+) -> run.Config:
+    """Build the trainer; one step is one global batch."""
+    return run.Config(
+        nl.Trainer,
+        accelerator="auto",
+        devices=num_gpus_per_node,
+        num_nodes=num_nodes,
+        max_steps=stage.max_steps,
+        accumulate_grad_batches=1,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        log_every_n_steps=1,
+        strategy=strategy(layout),
+        plugins=precision_plugin(layout.precision),
+        callbacks=[run.Config(StepLog)],
+    )
+
+
+def optimizer(stage: StageRow, layout: LayoutRow) -> run.Config:
+    """Build AdamW with warm-up and cosine decay over the whole stage."""
+    return run.Config(
+        MegatronOptimizerModule,
+        config=run.Config(
+            OptimizerConfig,
+            optimizer="adam",
+            lr=stage.max_lr,
+            weight_decay=stage.weight_decay,
+            adam_beta1=0.9,
+            adam_beta2=stage.adam_beta2,
+            adam_eps=1e-8,
+            clip_grad=stage.clip_grad,
+            use_distributed_optimizer=True,
+            bf16=layout.precision != "fp32",
+        ),
+        lr_scheduler=run.Config(
+            CosineAnnealingScheduler,
+            max_steps=stage.max_steps,
+            warmup_steps=stage.warmup_steps,
+            constant_steps=0,
+            min_lr=stage.min_lr,
+        ),
+    )
+
+
+def log(stage: StageRow, dir: str, name: str) -> run.Config:
+    """Build the logger and the checkpoint rule: the newest ones are kept.
+
+    Everything of a run lies in `dir/name`.
+    """
+    return run.Config(
+        nl.NeMoLogger,
+        log_dir=dir,
+        name=name,
+        use_datetime_version=False,
+        update_logger_directory=False,
+        tensorboard=run.Config(
+            TensorBoardLogger, save_dir=f"{dir}/{name}", name="tensorboard", version=""
+        ),
+        ckpt=run.Config(
+            StageCheckpoint,
+            every_n_train_steps=stage.save_every_steps,
+            save_last="link",
+            save_top_k=stage.keep_checkpoints,
+            monitor="step",
+            mode="max",
+            filename="{step}-{consumed_samples}",
+            save_on_train_epoch_end=False,
+            train_time_interval=None,
+        ),
+    )
+
+
+def resume(init_from: str) -> run.Config:
+    """Continue this run's own last checkpoint, else start from the weights of `init_from`."""
+    return run.Config(StartOrResume, init_from=init_from)

@@ -1,0 +1,53 @@
+"""Where a run begins: its own last checkpoint, or the weights of another run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo import lightning as nl
+from nemo.utils.app_state import AppState
+
+from models.checkpoint_paths import find_checkpoint, newest_checkpoint
+
+
+@dataclass(kw_only=True)
+class StartOrResume(nl.AutoResume):
+    """NeMo's AutoResume that finds the start when the run begins, not when it is described.
+
+    So a chain of stages can be submitted before the first one has a checkpoint.
+
+    Args:
+        init_from: a checkpoint or the folder of a run; None starts from random weights.
+    """
+
+    init_from: str | None = None
+    resume_if_exists: bool = True
+    resume_ignore_no_checkpoint: bool = True
+    resume_past_end: bool = True
+    restore_config: nl.RestoreConfig | None = None
+
+    def setup(self, trainer: Any, model: Any = None) -> None:
+        """Point the trainer at the checkpoint.
+
+        Raises:
+            ValueError: `init_from` has no checkpoint and this run has none of its own.
+        """
+        own = self.get_trainer_ckpt_path(model)
+        if own is None and self.init_from is not None and self.restore_config is None:
+            self.restore_config = nl.RestoreConfig(
+                path=str(find_checkpoint(self.init_from)), load_artifacts=False
+            )
+        super().setup(trainer, model)
+
+    def _find_trainer_ckpt_path(self) -> Path | None:
+        """Return the newest whole checkpoint of this run, whatever it is called.
+
+        NeMo looks for names that end in "last" only: a run that was killed while that link was
+        renewed would begin anew, and one cut off in its first save would refuse to begin.
+        """
+        if self.resume_from_directory:
+            return newest_checkpoint(Path(self.resume_from_directory))
+        log_dir = AppState().log_dir
+        return None if log_dir is None else newest_checkpoint(Path(log_dir) / "checkpoints")

@@ -1,0 +1,68 @@
+"""One JSON line per optimizer step: what a report, a resume check or a person needs."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from nemo.lightning import io
+from nemo.utils import logging
+from nemo.utils.app_state import AppState
+
+from recipes.steps_file import STEPS_FILE, read_steps
+
+
+class StepLog(pl.Callback, io.IOMixin):
+    """Writes `steps.jsonl` into the run's folder, from rank 0.
+
+    After a resume, lines of steps that are run again are dropped first, so the file holds each step
+    once. Fields: step, loss, learning_rate, grad_norm, consumed_samples, seconds (of this step),
+    samples (a checksum of the keys of the rank's samples, to compare orders).
+    """
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._started = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the log; drop what a resumed run will do again."""
+        if trainer.is_global_zero:
+            self._path = Path(AppState().log_dir or trainer.default_root_dir) / STEPS_FILE
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            kept = [row for row in read_steps(self._path) if row["step"] < trainer.global_step]
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the line of the step that has just ended."""
+        keys, pl_module.step_sample_keys = pl_module.step_sample_keys, []
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
+        if self._path is None:
+            return
+        metrics = trainer.callback_metrics
+        loss = float(metrics.get("reduced_train_loss", math.nan))
+        row = {
+            "step": trainer.global_step - 1,
+            "loss": loss,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "grad_norm": _optional(metrics.get("grad_norm")),
+            "consumed_samples": _optional(metrics.get("consumed_samples")),
+            "seconds": round(seconds, 4),
+            "samples": zlib.crc32("\n".join(keys).encode("utf-8")),
+        }
+        if not math.isfinite(loss):
+            logging.error(f"step {row['step']}: the loss is {loss}; samples: {', '.join(keys)}")
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _optional(value: Any) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,23 @@
+"""The log of a run's optimizer steps, one JSON line each. Importing this is free."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+STEPS_FILE = "steps.jsonl"
+
+
+def read_steps(path: str | Path) -> list[dict[str, Any]]:
+    """Read a log; a line cut off by a killed process is left out."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,74 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).parent / "train_nano.py"
+
+
+@dataclass(frozen=True)
+class ProjectRoot:
+    """Where the code is, and the environment of a process that shall find it."""
+
+    path: Path
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def project_root(nemo):
+    """The repository, for processes of their own on the same backend as this one."""
+    from launch import backend
+
+    environment = {**os.environ, **backend.child_environment(), "OMP_NUM_THREADS": "1"}
+    paths = [environment.get("PYTHONPATH", ""), str(ROOT)]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return ProjectRoot(ROOT, environment)
+
+
+@pytest.fixture(scope="session")
+def nano_start(nemo, tmp_path_factory):
+    """Data and an assembled checkpoint to train from: {"train_paths", "image_folder", ...}."""
+    from converters.assemble import assemble
+    from launch.quickstart.digits import write_digits
+    from launch.quickstart.parents import train_tokenizer, write_qwen2, write_siglip
+
+    folder = tmp_path_factory.mktemp("nano_start")
+    files = write_digits(folder / "data", strips_per_length=30, validation_strips=10)
+    write_siglip(folder / "siglip")
+    write_qwen2(folder / "qwen2", train_tokenizer())
+    assemble(folder / "qwen2", folder / "siglip", folder / "assembled")
+    return {
+        "init_from": str(folder / "assembled"),
+        "train_paths": [str(files.train_singles), str(files.train_strips)],
+        "image_folder": str(files.images),
+    }
+
+
+@pytest.fixture(scope="session")
+def run_training(project_root):
+    """Runs train_nano.py and returns the finished process."""
+
+    def run(runs, num_processes=1, check=True):
+        command = [sys.executable]
+        if num_processes > 1:
+            command += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
+            command += ["--master-port", "29611"]
+        finished = subprocess.run(
+            [*command, str(SCRIPT), json.dumps(runs)],
+            cwd=ROOT,
+            env=project_root.environment,
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
+        if check and finished.returncode:
+            print(finished.stdout[-4000:], finished.stderr[-8000:])
+            raise AssertionError(f"train_nano.py ended with {finished.returncode}")
+        return finished
+
+    return run

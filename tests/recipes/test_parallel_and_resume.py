@@ -1,0 +1,76 @@
+"""The same losses on every layout, and after a kill: real trainings in processes of their own."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from recipes.steps_file import STEPS_FILE, read_steps
+
+STEPS = 10
+LAYOUTS = {
+    "tp2": {"strategy": {"tensor_model_parallel_size": 2}},
+    "tp2_sp": {"strategy": {"tensor_model_parallel_size": 2, "sequence_parallel": True}},
+    "pp2": {"strategy": {"pipeline_model_parallel_size": 2}},
+    "dp2": {},
+    "dp2_overlapped": {"ddp": {"overlap_grad_reduce": True, "overlap_param_gather": True}},
+    # Another micro batch and worker processes: neither may show in the loss or the order.
+    "dp2_micro4_workers": {"data": {"micro_batch_size": 4, "num_workers": 2}},
+}
+
+
+def steps_of(folder, name):
+    return read_steps(Path(folder) / name / STEPS_FILE)
+
+
+@pytest.fixture(scope="module")
+def trained(nano_start, run_training, tmp_path_factory):
+    """The folder of an uninterrupted run of one process and of one run per layout."""
+    folder = tmp_path_factory.mktemp("trained")
+    common = nano_start | {"dir": str(folder), "steps": STEPS, "save_every": 4}
+    run_training([common | {"name": "whole"}])
+    runs = [common | {"name": name} | layout for name, layout in LAYOUTS.items()]
+    run_training([*runs, common | {"name": "bf16", "precision": "bf16"}], num_processes=2)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_do_not_depend_on_the_layout(trained, layout):
+    whole, parallel = steps_of(trained, "whole"), steps_of(trained, layout)
+    assert [row["step"] for row in parallel] == list(range(STEPS))
+    for one, two in zip(whole, parallel, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3), one["step"]
+    # The model learns in these steps, so equal losses say something.
+    assert whole[-1]["loss"] < whole[0]["loss"] - 0.5
+
+
+@pytest.mark.slow
+def test_bf16_stays_near_fp32_and_is_what_the_checkpoint_holds(trained, nemo):
+    import torch
+
+    from converters.checkpoint import read_checkpoint
+    from models.checkpoint_paths import find_checkpoint
+
+    whole, bf16 = steps_of(trained, "whole"), steps_of(trained, "bf16")
+    assert [row["samples"] for row in bf16] == [row["samples"] for row in steps_of(trained, "dp2")]
+    for one, two in zip(whole, bf16, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-2), one["step"]
+    _, tensors = read_checkpoint(find_checkpoint(trained / "bf16"))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_its_last_checkpoint_was(trained, nano_start, run_training):
+    options = nano_start | {"dir": str(trained), "name": "killed", "steps": STEPS, "save_every": 4}
+    killed = run_training([options | {"kill_at_step": 7}], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(steps_of(trained, "killed")) >= 6
+    run_training([options])
+    whole, resumed = steps_of(trained, "whole"), steps_of(trained, "killed")
+    assert [row["step"] for row in resumed] == list(range(STEPS))
+    # Bit for bit: nothing about a resume may move the arithmetic or the samples.
+    assert [row["loss"] for row in resumed] == [row["loss"] for row in whole]
+    assert [row["samples"] for row in resumed] == [row["samples"] for row in whole]
+    assert [row["learning_rate"] for row in resumed] == [row["learning_rate"] for row in whole]

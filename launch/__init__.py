@@ -1,0 +1,1 @@
+"""The only code that knows machines: `python -m launch <verb>`."""

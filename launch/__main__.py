@@ -1,0 +1,141 @@
+"""`python -m launch <verb>`: parse, call one function, exit status 0, 1 (failed) or 2 (refused)."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+# Only the standard library up here: `--help` must answer at once, and NeMo takes half a minute.
+FAMILIES = ("nvila",)
+PROJECTORS = ("mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch",
+        description="Convert, train, check and evaluate vision-language models.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_conversions(verbs)
+    _add_training(verbs)
+    return parser
+
+
+def _verb(
+    verbs: argparse._SubParsersAction, name: str, function: str, description: str
+) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=description, description=description)
+    parser.set_defaults(function=function)
+    parser.add_argument("--json", metavar="FILE", help="write what was done, with figures, here")
+    return parser
+
+
+def _add_conversions(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(
+        verbs,
+        "import",
+        "launch.convert:import_checkpoint",
+        "Hugging Face directory of a whole model -> NeMo checkpoint",
+    )
+    parser.add_argument("--family", required=True, choices=FAMILIES)
+    parser.add_argument("--hf", required=True, metavar="DIR")
+    parser.add_argument("--out", required=True, metavar="DIR")
+
+    parser = _verb(
+        verbs,
+        "assemble",
+        "launch.convert:assemble_checkpoint",
+        "language model + vision tower + fresh projector -> NeMo checkpoint, the start of stage 1",
+    )
+    parser.add_argument("--family", required=True, choices=FAMILIES)
+    parser.add_argument("--llm", required=True, metavar="DIR")
+    parser.add_argument("--vision", required=True, metavar="DIR")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--projector", choices=PROJECTORS, default=PROJECTORS[0])
+    parser.add_argument("--seed", type=int, default=1234, help="of the fresh projector")
+
+    parser = _verb(
+        verbs,
+        "export",
+        "launch.convert:export_checkpoint",
+        "NeMo checkpoint -> Hugging Face directory that loads without this project",
+    )
+    parser.add_argument("--ckpt", required=True, metavar="DIR")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--layout", choices=("hf", "vila"), default="hf")
+
+    parser = _verb(
+        verbs,
+        "verify",
+        "launch.convert:verify_checkpoint",
+        "prove that a Hugging Face directory and a NeMo checkpoint are one model",
+    )
+    parser.add_argument("--hf", required=True, metavar="DIR")
+    parser.add_argument("--ckpt", required=True, metavar="DIR")
+    parser.add_argument("--no-logits", action="store_true", help="compare keys and bits only")
+
+
+def _add_training(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(
+        verbs,
+        "train",
+        "launch.train:train",
+        "run a recipe through NeMo-Run; KEY=VALUE overrides any field of it",
+    )
+    parser.add_argument(
+        "--factory",
+        required=True,
+        metavar="\"F(stage='sft',size='2b')\"",
+        help="the recipe and its arguments",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--dryrun", action="store_true", help="print the resolved recipe and stop")
+
+    parser = _verb(
+        verbs, "eval", "launch.evaluate:evaluate", "ask an exported model and score the answers"
+    )
+    parser.add_argument("--hf", required=True, metavar="DIR")
+    parser.add_argument("--task", required=True, help="name of a task, e.g. exact_match")
+    parser.add_argument("--data", required=True, metavar="FILE", help="LLaVA JSON or JSONL")
+    parser.add_argument("--image-folder", required=True, metavar="DIR")
+    parser.add_argument("--limit", type=int, help="number of samples")
+    parser.add_argument(
+        "--shuffle-images", action="store_true", help="give each question another image"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb and return the exit status."""
+    options = build_parser().parse_args(arguments)
+    module_name, _, function_name = options.function.partition(":")
+    started = time.perf_counter()
+    if options.json:
+        # Before a long run, not after it.
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figures = getattr(importlib.import_module(module_name), function_name)(options)
+    except ValueError as error:
+        if os.environ.get("NEMO_VLM_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = figures.pop("failed", False)
+    figures["seconds"] = round(time.perf_counter() - started, 2)
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    if options.json:
+        Path(options.json).write_text(
+            json.dumps({"verb": options.verb, "failed": failed} | figures, indent=2) + "\n", "utf-8"
+        )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""From `"nvila(stage='sft', size='2b')"` and `key=value` to a recipe."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+from typing import Any
+
+import nemo_run as run
+from nemo_run.cli.cli_parser import CLIException, parse_cli_args
+
+FACTORIES = ("nvila",)
+
+
+def parse_factory(text: str) -> tuple[str, dict[str, Any]]:
+    """Split a factory into its name and its arguments, which are literals.
+
+    Raises:
+        ValueError: the text is not of the form name(key=literal, ...).
+    """
+    problem = (
+        f"factory: {text!r} cannot be read; write e.g. \"nvila(stage='sft', size='2b')\" "
+        "with text in quotes."
+    )
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(problem) from error
+    if isinstance(node, ast.Name):
+        return node.id, {}
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)) or node.args:
+        raise ValueError(problem)
+    try:
+        return node.func.id, {
+            str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords
+        }
+    except ValueError as error:
+        raise ValueError(problem) from error
+
+
+def build_recipe(text: str, overrides: Sequence[str] = ()) -> run.Partial:
+    """Build a recipe and override its fields in NeMo-Run's dotted syntax.
+
+    Raises:
+        ValueError: an unknown factory, argument or field, or a value that does not fit.
+    """
+    name, arguments = parse_factory(text)
+    if name not in FACTORIES:
+        raise ValueError(f"factory: {name!r} is unknown; allowed are {', '.join(FACTORIES)}.")
+    from recipes.nvila.recipe import finetune_recipe
+
+    try:
+        recipe = finetune_recipe(**arguments)
+    except TypeError as error:
+        raise ValueError(f"factory: {name} does not accept these arguments ({error}).") from error
+    if not overrides:
+        return recipe
+    try:
+        return parse_cli_args(recipe, list(overrides), recipe)
+    except (CLIException, AttributeError, TypeError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{' '.join(overrides)}: cannot be applied ({first_line}).") from error

@@ -1,0 +1,94 @@
+"""The verb train: a recipe through a NeMo-Run executor."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launch import backend
+
+if TYPE_CHECKING:
+    import nemo_run as run
+
+
+def train(options: Namespace) -> dict[str, Any]:
+    """Build the recipe, check what can be checked here, run it."""
+    backend.activate()
+    from launch.factory import build_recipe
+
+    recipe = build_recipe(options.factory, options.overrides)
+    if options.dryrun:
+        from fiddle.printing import as_str_flattened
+
+        print(as_str_flattened(recipe))
+        return {"dryrun": True}
+    return run_recipe(recipe)
+
+
+def run_recipe(recipe: run.Partial, tail_logs: bool = True) -> dict[str, Any]:
+    """Run a recipe on this machine.
+
+    Args:
+        recipe: a call that trains.
+        tail_logs: print the job's log as it runs.
+
+    Raises:
+        ValueError: the request cannot work (missing data, no checkpoint to start from).
+    """
+    import nemo_run as run
+    from torchx.specs import AppState
+
+    from launch.executors import local_executor
+    from recipes.steps_file import STEPS_FILE, read_steps
+
+    check_request(recipe)
+    folder = Path(recipe.log.log_dir) / recipe.log.name
+    executor = local_executor(recipe.trainer.devices)
+    with run.Experiment(f"{recipe.log.name}", executor=executor) as experiment:
+        experiment.add(recipe, name=recipe.log.name, tail_logs=tail_logs)
+        experiment.run(detach=False, sequential=True)
+    # A job's state is final when the experiment has been left; experiment.status() forgets how
+    # local jobs ended.
+    failed = any(job.state is not AppState.SUCCEEDED for job in experiment.jobs)
+    steps = read_steps(folder / STEPS_FILE)
+    return {
+        "run": str(folder),
+        "steps": len(steps),
+        "last_loss": steps[-1]["loss"] if steps else None,
+        "bad_samples": _bad_samples(recipe),
+        "failed": failed,
+    }
+
+
+def _bad_samples(recipe: run.Partial) -> dict[str, int]:
+    """Count the samples that were skipped, by reason."""
+    from datamodules.bad_samples import count_bad_samples
+
+    path = getattr(recipe.data, "bad_sample_file", None)
+    if path is None or not Path(path).is_file():
+        return {}
+    counts: dict[str, int] = {}
+    for (_, reason), count in count_bad_samples(path).items():
+        counts[reason] = counts.get(reason, 0) + count
+    return counts
+
+
+def check_request(recipe: run.Partial) -> None:
+    """Refuse before anything is started what could only fail later.
+
+    Raises:
+        ValueError: as `run_recipe`.
+    """
+    import fiddle as fdl
+
+    from models.checkpoint_paths import find_checkpoint
+    from models.nvila.config import read_assets_config
+
+    init_from = getattr(recipe.resume, "init_from", None)
+    if init_from is not None:
+        read_assets_config(find_checkpoint(init_from) / "context" / "assets")
+    data = fdl.build(recipe.data)
+    data.setup("fit")
+    if not getattr(data, "train_paths", True):
+        raise ValueError("data.train_paths: is empty; name at least one JSON or JSONL file.")

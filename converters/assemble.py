@@ -37,18 +37,21 @@ def assemble(
     vision: str | Path,
     out: str | Path,
     projector: str = "mlp_downsample_2x2_fix",
+    max_tiles: int = 12,
     seed: int = 1234,
 ) -> dict[str, object]:
     """Write a NeMo checkpoint made of two Hugging Face models and a fresh projector.
 
     The vocabulary becomes exactly the tokenizer's: the padding rows of the published Qwen tables
-    are cut and each new row is the mean of the rows before it, as in the published code.
+    are cut and each new row is the mean of the rows before it, as in the published code. All parts
+    take the dtype of the language model.
 
     Args:
         llm: Hugging Face directory of a Qwen2 model with a tokenizer and a chat template.
         vision: Hugging Face directory of a SigLIP (vision) model.
         out: checkpoint to write; must not exist or be empty.
         projector: mlp_downsample_2x2_fix or mlp_downsample_3x3_fix.
+        max_tiles: tiles of one image at inference, the thumbnail not counted.
         seed: of the projector's initialisation (PyTorch's defaults).
 
     Returns:
@@ -60,9 +63,11 @@ def assemble(
     with new_directory(out) as folder:
         text_config = read_parent_config(llm, Qwen2Config, "llm")
         vision_config = read_parent_config(vision, SiglipVisionConfig, "vision")
-        tokenizer = _extend_tokenizer(_load_tokenizer(llm))
+        tokenizer = _load_tokenizer(llm)
+        known = len(tokenizer)
+        _extend_tokenizer(tokenizer)
         language = _resize_vocabulary(
-            read_weights(llm, "llm."), len(tokenizer), text_config.tie_word_embeddings
+            read_weights(llm, "llm."), known, len(tokenizer), text_config.tie_word_embeddings
         )
         text_config.vocab_size = len(tokenizer)
         description = NVILALiteConfig(
@@ -71,6 +76,7 @@ def assemble(
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             newline_token_id=_newline_id(tokenizer, llm),
             mm_projector_type=projector,
+            max_tiles=max_tiles,
         )
         dtype = language["llm.model.embed_tokens.weight"].dtype
         description.torch_dtype = dtype
@@ -101,7 +107,7 @@ def _load_tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _extend_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def _extend_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.add_special_tokens(
         {"additional_special_tokens": list(MEDIA_TOKENS)},
         replace_additional_special_tokens=False,
@@ -109,7 +115,6 @@ def _extend_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizer
     if tokenizer.bos_token is None:
         tokenizer.add_special_tokens({"bos_token": BEGIN_TOKEN})
     tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
-    return tokenizer
 
 
 def _newline_id(tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> int:
@@ -122,9 +127,13 @@ def _newline_id(tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> int:
 
 
 def _resize_vocabulary(
-    tensors: dict[str, Tensor], vocabulary: int, tied: bool
+    tensors: dict[str, Tensor], known: int, vocabulary: int, tied: bool
 ) -> dict[str, Tensor]:
-    """Cut or extend the embedding (and the output layer) to `vocabulary` rows."""
+    """Cut the embedding (and the output layer) to `known` rows and add means up to `vocabulary`.
+
+    The rows that Qwen's tables have beyond its tokenizer were never trained: they are no start for
+    the added tokens.
+    """
     resized = dict(tensors)
     head = "llm.lm_head.weight"
     if tied:
@@ -132,7 +141,7 @@ def _resize_vocabulary(
     for name in ("llm.model.embed_tokens.weight", head):
         if name not in resized:
             continue
-        table = resized[name][:vocabulary]
+        table = resized[name][:known]
         while table.shape[0] < vocabulary:
             mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
             table = torch.cat([table, mean])

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor
 
 from converters.checkpoint import write_checkpoint
-from converters.hf_directory import CODE_FILES
 from converters.hf_weights import read_weights
 from converters.mapping import to_megatron
 from converters.nvila import nvila_table
@@ -17,6 +16,8 @@ from converters.output import new_directory
 from converters.parents import read_config
 from models.nvila.config import config_from_hf, read_assets_config
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+
+_ASSET_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 
 
 def import_nvila(hf: str | Path, out: str | Path) -> dict[str, object]:
@@ -77,8 +78,11 @@ def read_nvila_weights(hf: str | Path, description: NVILALiteConfig) -> dict[str
 
 
 def copy_assets(source: Path, target: Path) -> None:
-    """Copy everything but weights and code."""
+    """Copy configuration, tokenizer, processor and template: no weights of any format, no code."""
     for path in source.iterdir():
-        is_weight = path.suffix == ".safetensors" or path.name.endswith(".index.json")
-        if path.is_file() and not is_weight and path.name not in CODE_FILES:
+        if (
+            path.is_file()
+            and path.suffix in _ASSET_SUFFIXES
+            and not path.name.endswith(".index.json")
+        ):
             shutil.copyfile(path, target / path.name)

@@ -36,7 +36,7 @@ def read_parent_config(
     """
     description = read_config(directory, argument)
     wanted = config_class.model_type
-    if description.get("model_type") == "siglip":
+    if description.get("model_type") == "siglip" and "vision_config" in description:
         description = description["vision_config"]
         description.setdefault("model_type", wanted)
     if description.get("model_type") != wanted:

@@ -291,7 +291,22 @@ def read_assets_config(assets: str | Path) -> NVILALiteConfig:
 
 
 def language_config_from_hf(text: HFQwen2Config) -> NvilaLanguageConfig:
-    """Translate a Hugging Face Qwen2 configuration."""
+    """Translate a Hugging Face Qwen2 configuration.
+
+    Raises:
+        ValueError: it asks for something that this model does not have.
+    """
+    unsupported = {
+        "rope_scaling": text.rope_scaling is not None,
+        "use_sliding_window": text.use_sliding_window,
+        "hidden_act": text.hidden_act != "silu",
+    }
+    for name, is_used in unsupported.items():
+        if is_used:
+            raise ValueError(
+                f"{name}: {getattr(text, name)!r} of the language model is not supported; a plain "
+                "Qwen2.5 (no rope scaling, no sliding window, silu) is."
+            )
     heads = text.num_attention_heads
     return NvilaLanguageConfig(
         num_layers=text.num_hidden_layers,

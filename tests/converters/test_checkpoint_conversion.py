@@ -258,6 +258,28 @@ def test_assemble_keeps_the_parents_and_adds_mean_rows(parents, tmp_path):
     assert [added[token] for token in order] == list(range(len(parent), len(table)))
 
 
+def test_the_untrained_rows_of_a_parent_table_are_no_start_for_added_tokens(parents, tmp_path):
+    """Qwen's tables have more rows than its tokenizer: 151,936 for 151,665."""
+    from converters.assemble import assemble
+    from converters.checkpoint import read_checkpoint
+
+    spare = tmp_path / "spare"
+    shutil.copytree(parents / "qwen2", spare)
+    weights = load_file(spare / "model.safetensors")
+    table = weights["model.embed_tokens.weight"]
+    weights["model.embed_tokens.weight"] = torch.cat([table, torch.full((50, 128), 777.0)])
+    save_file(weights, spare / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((spare / "config.json").read_text())
+    config["vocab_size"] = len(table) + 50
+    (spare / "config.json").write_text(json.dumps(config))
+    assemble(parents / "qwen2", parents / "siglip", tmp_path / "plain")
+    assemble(spare, parents / "siglip", tmp_path / "from_spare")
+    name = "language_model.embedding.word_embeddings.weight"
+    plain, cut = (read_checkpoint(tmp_path / part)[1][name] for part in ("plain", "from_spare"))
+    assert torch.equal(plain, cut)
+    assert cut.max() < 1
+
+
 def test_assemble_is_repeatable_and_its_seed_moves_the_projector_only(parents, tmp_path):
     from converters.assemble import assemble
     from converters.checkpoint import read_checkpoint

@@ -17,6 +17,7 @@ from converters.mapping import to_hf
 from converters.nvila import nvila_table
 from models.nvila.config import read_assets_config
 from models.nvila.model import MCoreNvilaModel
+from models.nvila.remote_code import require_known_code
 
 LOGIT_TOLERANCE = 1e-4
 """Largest allowed difference of any logit, both models in fp32."""
@@ -43,18 +44,23 @@ class Verification:
         return asdict(self) | {"passed": self.passed}
 
 
-def verify_nvila(hf: str | Path, ckpt: str | Path, logits: bool = True) -> Verification:
+def verify_nvila(
+    hf: str | Path, ckpt: str | Path, logits: bool = True, trust_remote_code: bool = False
+) -> Verification:
     """Compare keys, bits and logits.
 
     Args:
-        hf: Hugging Face directory; its modelling code is run, so it must be trusted.
+        hf: Hugging Face directory.
         ckpt: NeMo checkpoint.
         logits: also run both models (in fp32, so they must fit into memory).
+        trust_remote_code: run modelling code of the directory that is not this project's.
 
     Raises:
         ValueError: an input is not what it should be, or a key is missing or surplus.
     """
     check_family(hf)
+    if logits and not trust_remote_code:
+        require_known_code(Path(hf))
     description = read_assets_config(hf)
     expected = read_nvila_weights(hf, description)
     with single_process():
@@ -63,15 +69,14 @@ def verify_nvila(hf: str | Path, ckpt: str | Path, logits: bool = True) -> Verif
         if expected.keys() != found.keys():
             missing = sorted(expected.keys() ^ found.keys())
             raise ValueError(f"hf: {hf} and {ckpt} differ in the tensors {', '.join(missing)}.")
+        count = len(expected)
         different = tuple(name for name in expected if not bits_equal(expected[name], found[name]))
         differences: dict[str, float] = {}
         if logits:
-            del found, module
+            del found, module, expected
             config, module = load_model(ckpt, torch.float32)
             differences = compare_logits(hf, module)
-    return Verification(
-        tensors=len(expected), different_tensors=different, logit_differences=differences
-    )
+    return Verification(tensors=count, different_tensors=different, logit_differences=differences)
 
 
 def bits_equal(left: Tensor, right: Tensor) -> bool:

@@ -1,12 +1,13 @@
-"""Exact match on a LLaVA JSONL file: the last answer of each conversation is the truth."""
+"""Exact match on a LLaVA file: the last answer of each conversation is the truth."""
 
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from evaluation.generation import Progress, Query, answer
 from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
@@ -25,7 +26,7 @@ class Sample:
     """A question with its truth.
 
     Attributes:
-        sample_id: The ``id`` of the record, or its line number.
+        sample_id: The ``id`` of the record, or its number in the file (from 1).
         query: The conversation up to the last question, and the paths of its images.
         truth: The last answer.
     """
@@ -73,7 +74,8 @@ def exact_match(
     Args:
         model: The model that ``evaluation.generation.load`` returned.
         processor: The processor that it returned.
-        data: JSONL file of ``{id, image, conversations}`` records.
+        data: JSON array or JSONL file of ``{id, image, conversations}`` records; ``images`` is
+            another name of ``image``.
         image_folder: Folder that the image paths are relative to.
         max_new_tokens: Longest answer in tokens.
         batch_size: Questions that are answered together.
@@ -84,7 +86,8 @@ def exact_match(
         progress: Called after each batch with the questions done and their number.
 
     Raises:
-        ValueError: If the file has no usable record, or the images cannot be shuffled.
+        ValueError: If the file cannot be read or has no usable record, or the images cannot be
+            shuffled.
     """
     samples = read_samples(Path(data), Path(image_folder), limit)
     if shuffle_images:
@@ -96,7 +99,7 @@ def exact_match(
 
 
 def read_samples(data: Path, image_folder: Path, limit: int | None = None) -> list[Sample]:
-    """Reads the questions of a LLaVA JSONL file.
+    """Reads the questions of a LLaVA file, a JSON array or JSONL.
 
     Args:
         data: The file.
@@ -104,18 +107,52 @@ def read_samples(data: Path, image_folder: Path, limit: int | None = None) -> li
         limit: Number of records to read; all when not given.
 
     Raises:
-        ValueError: If a record is malformed, an image is missing, or there is no record.
+        ValueError: If ``limit`` is not positive, the file cannot be read, a record is malformed,
+            an image is missing, or there is no record.
     """
-    samples: list[Sample] = []
-    with data.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if limit is not None and len(samples) >= limit:
-                break
-            if line.strip():
-                samples.append(_sample(line, image_folder, f"{data}:{number}", str(number)))
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: {limit} is not allowed; at least 1 is needed.")
+    try:
+        with data.open(encoding="utf-8") as file:
+            records = _array(file, data) if _begins_array(file) else _lines(file, data)
+            samples = [
+                _sample(record, image_folder, place, str(number))
+                for number, place, record in islice(records, limit)
+            ]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data: {data} cannot be read ({error}).") from error
     if not samples:
-        raise ValueError(f"data={str(data)!r} with limit={limit} has no record: one is needed")
+        raise ValueError(f"data: {data} has no record; one is needed.")
     return samples
+
+
+def _begins_array(file: TextIO) -> bool:
+    """Whether the first character that is not white space opens a JSON array."""
+    first = next((line.lstrip()[0] for line in file if line.strip()), "")
+    file.seek(0)
+    return first == "["
+
+
+def _array(file: TextIO, data: Path) -> Iterator[tuple[int, str, Any]]:
+    """Yields the number, the place and the value of each record of a JSON array."""
+    try:
+        records = json.load(file)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"data: {data} is not a JSON array: {error}") from error
+    for number, record in enumerate(records, start=1):
+        yield number, f"record {number} of {data}", record
+
+
+def _lines(file: TextIO, data: Path) -> Iterator[tuple[int, str, Any]]:
+    """Yields the line number, the place and the value of each record of a JSONL file."""
+    for number, line in enumerate(file, start=1):
+        place = f"{data}:{number}"
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"data: {place} is not JSON: {error}") from error
+            yield number, place, record
 
 
 def shuffled_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -147,19 +184,17 @@ def shuffled_images(samples: Sequence[Sample], seed: int) -> list[Sample]:
     return shuffled
 
 
-def _sample(line: str, image_folder: Path, place: str, default_id: str) -> Sample:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON: {error}") from error
+def _sample(record: Any, image_folder: Path, place: str, default_id: str) -> Sample:
     turns = record.get("conversations") if isinstance(record, dict) else None
     if not isinstance(turns, list) or len(turns) < 2:
-        raise ValueError(f"{place} has no conversation: a question and an answer are needed")
+        raise ValueError(f"data: {place} has no conversation: a question and an answer are needed")
     messages = [_message(turn, place) for turn in turns]
     roles = [message["role"] for message in messages]
     dialogue = roles[1:] if roles[0] == "system" else roles
     if not dialogue or dialogue != ["user", "assistant"] * (len(dialogue) // 2):
-        raise ValueError(f"{place} has the roles {roles}: questions and answers must alternate")
+        raise ValueError(
+            f"data: {place} has the roles {roles}: questions and answers must alternate"
+        )
     images = _images(record, image_folder, place)
     *messages, truth = messages
     if images and not any(IMAGE_TOKEN in message["content"] for message in messages):
@@ -175,18 +210,26 @@ def _message(turn: Any, place: str) -> dict[str, str]:
     )
     if speaker not in _ROLES or not isinstance(value, str):
         raise ValueError(
-            f"{place} has a turn from {speaker!r}: a text from one of {', '.join(_ROLES)} is needed"
+            f"data: {place} has a turn from {speaker!r}: a text from one of "
+            f"{', '.join(_ROLES)} is needed"
         )
     return {"role": _ROLES[speaker], "content": value}
 
 
 def _images(record: dict[str, Any], image_folder: Path, place: str) -> list[str]:
-    names = record.get("image") or []
+    given = [record[key] for key in ("image", "images") if record.get(key)]
+    if len(given) > 1:
+        raise ValueError(f'data: {place} has both "image" and "images": one is needed')
+    names = given[0] if given else []
     names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"data: {place} has the images {names!r}: a file name or a list of them is needed"
+        )
     paths = [image_folder / name for name in names]
     for path in paths:
         if not path.is_file():
-            raise ValueError(f"{place} names the image {str(path)!r}, which must be a file")
+            raise ValueError(f"data: {place} names the image {str(path)!r}, which must be a file")
     return [str(path) for path in paths]
 
 

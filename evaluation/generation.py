@@ -1,6 +1,5 @@
 """Greedy answers of an exported model, with transformers only."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import models.nvila.hf_code as hf_code
 from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
 from models.nvila.hf_code.tiling_nvila_lite import tile_count
+from models.nvila.remote_code import require_known_code
 
 Progress = Callable[[int, int], None]
 ImageSource = Image.Image | Path | str
@@ -62,9 +61,9 @@ def load(
     """
     directory = Path(hf_directory)
     if not (directory / "config.json").is_file():
-        raise ValueError(f"hf_directory={str(directory)!r} must be a directory with a config.json")
+        raise ValueError(f"hf: {directory} must be a directory with a config.json.")
     if not trust_remote_code:
-        _require_known_code(directory)
+        require_known_code(directory)
     processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
     model = AutoModelForImageTextToText.from_pretrained(
         directory, trust_remote_code=True, torch_dtype=dtype
@@ -151,24 +150,3 @@ def _length(query: Query, processor: Any) -> tuple[int, int]:
                 width, height = image.size
         tiles += tile_count(width, height, processor.tile_size, processor.max_tiles)
     return tiles, sum(len(message["content"]) for message in query.messages)
-
-
-def _require_known_code(directory: Path) -> None:
-    """Refuses a directory whose code is not a copy of this repository's."""
-    ours = Path(hf_code.__path__[0])
-    for file in sorted(directory.glob("*.py")):
-        original = ours / file.name
-        if not original.is_file() or original.read_bytes() != file.read_bytes():
-            raise ValueError(
-                f"{str(file)!r} is not a copy of this repository's code: "
-                "set trust_remote_code=True to run it"
-            )
-    for file in sorted(directory.glob("*.json")):
-        content = json.loads(file.read_text(encoding="utf-8"))
-        references = content.get("auto_map", {}) if isinstance(content, dict) else {}
-        # "repository--module.Class" is code from elsewhere.
-        if "--" in json.dumps(references):
-            raise ValueError(
-                f"{str(file)!r} refers to code outside of the directory: "
-                "set trust_remote_code=True to run it"
-            )

@@ -112,7 +112,10 @@ def test_a_single_sample_cannot_be_shuffled(tmp_path):
     ("line", "message"),
     [
         ("{", "data.jsonl:1 is not JSON"),
-        ("[]", "data.jsonl:1 has no conversation"),
+        ("3", "data.jsonl:1 has no conversation"),
+        ("[]", "has no record"),
+        ("[3]", "record 1 of .*data.jsonl has no conversation"),
+        ("[{]", "data.jsonl is not a JSON array"),
         (json.dumps(record("a", None, "q")), "has no conversation"),
         (json.dumps(record("a", None, "q", "a", "q")), "must alternate"),
         (
@@ -120,13 +123,57 @@ def test_a_single_sample_cannot_be_shuffled(tmp_path):
             "a turn from 'robot'",
         ),
         (json.dumps(record("a", "missing.png", "q", "a")), "which must be a file"),
+        (json.dumps(record("a", 3, "q", "a")), "has the images 3"),
+        (json.dumps(record("a", [3], "q", "a")), r"has the images \[3\]"),
+        (json.dumps(record("a", "1", "q", "a") | {"images": ["1"]}), 'both "image" and "images"'),
         ("", "has no record"),
     ],
 )
 def test_malformed_records(tmp_path, line, message):
     (tmp_path / "data.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as refusal:
         read_samples(tmp_path / "data.jsonl", tmp_path)
+    assert str(refusal.value).startswith("data: ")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_read_as_its_lines_would_be(tmp_path, indent):
+    records = [record(str(i), f"{i}.png", "<image>?", str(i)) for i in range(3)]
+    del records[1]["id"]
+    lines = read_samples(write(tmp_path, *records), tmp_path)
+    array = tmp_path / "data.json"
+    array.write_text("\n \t" + json.dumps(records, indent=indent), encoding="utf-8")
+    assert read_samples(array, tmp_path) == lines
+    assert [sample.sample_id for sample in lines] == ["0", "2", "2"]
+    assert read_samples(array, tmp_path, limit=2) == lines[:2]
+
+
+@pytest.mark.parametrize("names", ["1.png", ["1.png"], ["1.png", "2.png"]])
+def test_images_is_another_name_of_image(tmp_path, names):
+    one = record("a", names, "q", "a")
+    expected = read_samples(write(tmp_path, one), tmp_path)
+    assert len(expected[0].query.images) == (2 if len(names) == 2 else 1)
+    one["images"] = one.pop("image")
+    (tmp_path / "data.jsonl").write_text(json.dumps(one), encoding="utf-8")
+    assert read_samples(tmp_path / "data.jsonl", tmp_path) == expected
+    one["image"] = None
+    (tmp_path / "data.jsonl").write_text(json.dumps(one), encoding="utf-8")
+    assert read_samples(tmp_path / "data.jsonl", tmp_path) == expected
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", "folder", "latin.jsonl"])
+def test_unreadable_files(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
+    with pytest.raises(ValueError, match=f"^data: .*{name} cannot be read"):
+        read_samples(tmp_path / name, tmp_path)
+
+
+def test_a_limit_must_be_positive(tmp_path):
+    data = write(tmp_path, record("a", None, "q", "a"))
+    for limit in (0, -1):
+        with pytest.raises(ValueError, match=f"limit: {limit} is not allowed"):
+            read_samples(data, tmp_path, limit)
 
 
 def test_with_a_real_model(write_nano_directory, tmp_path):

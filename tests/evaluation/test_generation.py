@@ -111,5 +111,5 @@ def test_code_from_elsewhere_is_not_run(write_nano_directory, tmp_path):
 
 
 def test_not_an_export(tmp_path):
-    with pytest.raises(ValueError, match="must be a directory with a config.json"):
+    with pytest.raises(ValueError, match="^hf: .* must be a directory with a config.json"):
         load(tmp_path)

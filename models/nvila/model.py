@@ -220,9 +220,10 @@ class NvilaModel(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixin):
         return self.module(**arguments)
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
-        """Take a micro-batch; remember which samples it holds."""
+        """Take a micro-batch; in training, remember which samples it holds."""
         batch = self.config.data_step_fn(dataloader_iter)
-        self.step_sample_keys.extend(batch.get("sample_keys") or ())
+        if self.training:
+            self.step_sample_keys.extend(batch.get("sample_keys") or ())
         return batch
 
     def forward_step(self, batch: dict[str, Any]) -> Any:

@@ -100,7 +100,9 @@ class SiglipTower(MegatronModule):
         pixels = (tiles.float() / 255.0 - 0.5) / 0.5
         patches = self.conv1(pixels.to(self.conv1.weight.dtype))  # [n, width, grid, grid]
         hidden = patches.flatten(2).permute(2, 0, 1)  # [grid * grid, n, width]
-        hidden = hidden + self.position_embeddings.weight.unsqueeze(1)
+        # Called, not read: the distributed optimizer waits for a parameter in its module's hook.
+        places = torch.arange(patches.shape[2] * patches.shape[3], device=tiles.device)
+        hidden = hidden + self.position_embeddings(places).unsqueeze(1)
         hidden = self.decoder(hidden.contiguous(), attention_mask=None)
         return hidden.transpose(0, 1).contiguous()
 

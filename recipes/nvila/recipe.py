@@ -67,7 +67,12 @@ def model(size: SizeRow, stage: StageRow, layout: LayoutRow, assets: str) -> run
 
 
 def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str) -> run.Config:
-    """Build the data module; the user names the files (`data.train_paths=...`)."""
+    """Build the data module; the user names the files (`data.train_paths=...`).
+
+    Rows are padded so that every rank's part of a sequence suits the matrix units: Transformer
+    Engine's FP8 needs multiples of 16.
+    """
+    ranks = layout.tensor_parallel if layout.sequence_parallel else 1
     return run.Config(
         PreloadedDataModule,
         assets=assets,
@@ -75,6 +80,7 @@ def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str) -> run.Co
         micro_batch_size=layout.micro_batch_size,
         global_batch_size=stage.global_batch_size,
         max_tiles=stage.max_tiles,
+        pad_to_multiple_of=(16 if layout.precision == "fp8" else 8) * ranks,
         num_workers=layout.num_workers,
         bad_sample_file=f"{folder}/bad_samples.jsonl",
     )
@@ -119,7 +125,7 @@ def finetune_recipe(
         raise ValueError(
             f"peft_scheme: {peft_scheme!r} is not supported for nvila yet; allowed is 'none'."
         )
-    gpus = num_gpus_per_node or (1 if size == "nano" else 8)
+    gpus = (1 if size == "nano" else 8) if num_gpus_per_node is None else num_gpus_per_node
     check_batch(row, layout, num_nodes, gpus)
     start = init_from or f"{dir}/{row.starts_from}"
     return run.Partial(
@@ -140,6 +146,7 @@ def pretrain_recipe(
     name: str | None = None,
     num_nodes: int = 1,
     num_gpus_per_node: int | None = None,
+    peft_scheme: str | None = None,
     size: Size = "nano",
     init_from: str | None = None,
     precision: str | None = None,
@@ -150,6 +157,7 @@ def pretrain_recipe(
         name=name,
         num_nodes=num_nodes,
         num_gpus_per_node=num_gpus_per_node,
+        peft_scheme=peft_scheme,
         stage="pretrain",
         size=size,
         init_from=init_from,

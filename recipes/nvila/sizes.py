@@ -101,7 +101,7 @@ LAYOUTS: dict[str, LayoutRow] = {
         precision="fp32",
         overlap_communication=False,
         async_checkpoint=False,
-        num_workers=0,
+        num_workers=1,
     ),
     "1b": LayoutRow(micro_batch_size=2),
     "2b": LayoutRow(micro_batch_size=2),

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).parent / "train_nano.py"
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ def run_training(project_root):
         command = [sys.executable]
         if num_processes > 1:
             command += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
-            command += ["--master-port", "29611"]
+            command += ["--master-port", str(free_port())]
         finished = subprocess.run(
             [*command, str(SCRIPT), json.dumps(runs)],
             cwd=ROOT,

@@ -8,12 +8,22 @@ import pytest
 from recipes.steps_file import STEPS_FILE, read_steps
 
 STEPS = 10
+FROZEN = ("align_tp2_sp", "align_dp2_overlapped", "align_dp2_recompute")
+"""Runs with all but the projector frozen."""
+
 LAYOUTS = {
     "tp2": {"strategy": {"tensor_model_parallel_size": 2}},
     "tp2_sp": {"strategy": {"tensor_model_parallel_size": 2, "sequence_parallel": True}},
     "pp2": {"strategy": {"pipeline_model_parallel_size": 2}},
     "dp2": {},
     "dp2_overlapped": {"ddp": {"overlap_grad_reduce": True, "overlap_param_gather": True}},
+    "dp2_recompute": {
+        "transformer": {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    },
     # Another micro batch and worker processes: neither may show in the loss or the order.
     "dp2_micro4_workers": {"data": {"micro_batch_size": 4, "num_workers": 2}},
 }
@@ -30,7 +40,9 @@ def trained(nano_start, run_training, tmp_path_factory):
     common = nano_start | {"dir": str(folder), "steps": STEPS, "save_every": 4}
     run_training([common | {"name": "whole"}])
     runs = [common | {"name": name} | layout for name, layout in LAYOUTS.items()]
-    run_training([*runs, common | {"name": "bf16", "precision": "bf16"}], num_processes=2)
+    runs += [common | {"name": name, "stage": "align"} | LAYOUTS[name[6:]] for name in FROZEN]
+    runs += [common | {"name": "bf16", "precision": "bf16"}]
+    run_training(runs, num_processes=2)
     return folder
 
 
@@ -44,6 +56,15 @@ def test_losses_do_not_depend_on_the_layout(trained, layout):
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3), one["step"]
     # The model learns in these steps, so equal losses say something.
     assert whole[-1]["loss"] < whole[0]["loss"] - 0.5
+
+
+@pytest.mark.slow
+def test_frozen_parts_train_alike_on_every_layout(trained):
+    first, *others = (steps_of(trained, name) for name in FROZEN)
+    assert first[-1]["loss"] < first[0]["loss"]
+    for other in others:
+        for one, two in zip(first, other, strict=True):
+            assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
 
 
 @pytest.mark.slow

@@ -109,6 +109,20 @@ def test_fp8_is_delayed_scaling_hybrid_with_a_history_of_16():
     assert "fp8" not in finetune_recipe(size="15b").trainer.plugins.__arguments__
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("size", SIZES)
+def test_every_rank_gets_rows_that_the_matrix_units_take(size, precision):
+    from recipes.nvila.recipe import finetune_recipe
+
+    recipe = finetune_recipe(size=size, precision=precision)
+    strategy = recipe.trainer.strategy
+    parts = strategy.tensor_model_parallel_size if strategy.sequence_parallel else 1
+    multiple = recipe.data.pad_to_multiple_of
+    assert multiple % parts == 0
+    assert (multiple // parts) % (16 if precision == "fp8" else 8) == 0
+    assert recipe.data.seq_length % multiple == 0
+
+
 def test_each_stage_starts_from_the_one_before():
     from recipes.nvila.recipe import finetune_recipe
 

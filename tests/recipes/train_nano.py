@@ -4,7 +4,7 @@
 
 JSON is a list of runs, done one after the other in the same processes:
 {"dir", "name", "init_from", "train_paths", "image_folder", "steps", "save_every", "kill_at_step",
-"strategy": {...}, "data": {...}, "ddp": {...}, "precision"}.
+"strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision", "stage"}.
 """
 
 import json
@@ -38,7 +38,7 @@ def build(options):
     recipe = finetune_recipe(
         dir=options["dir"],
         name=options["name"],
-        stage="sft",
+        stage=options.get("stage", "sft"),
         size="nano",
         init_from=options["init_from"],
         num_gpus_per_node=int(os.environ.get("WORLD_SIZE", "1")),
@@ -46,6 +46,9 @@ def build(options):
     )
     recipe.trainer.max_steps = options["steps"]
     recipe.log.ckpt.every_n_train_steps = options.get("save_every", 1000)
+    for part in ("language_transformer_config", "vision_transformer_config"):
+        for name, value in options.get("transformer", {}).items():
+            setattr(getattr(recipe.model.config, part), name, value)
     for name, value in options.get("strategy", {}).items():
         setattr(recipe.trainer.strategy, name, value)
     for name, value in options.get("ddp", {}).items():

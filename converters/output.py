@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,17 +26,22 @@ def refuse_existing(out: str | Path, argument: str = "out") -> Path:
 def new_directory(out: str | Path) -> Iterator[Path]:
     """Yield a folder beside `out` that takes its place when the block ends without an error.
 
-    A folder left by a process that was killed is removed by the next run.
+    A folder left by a process of this machine that was killed is removed by the next run.
 
     Raises:
         ValueError: `out` exists and is not empty.
     """
-    target = refuse_existing(out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{target.name}.partial-*"):
-        if not _is_running(int(stale.name.rpartition("-")[2])):
+    target = refuse_existing(out).resolve()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"out: {target.parent} is not a folder.") from error
+    prefix = f".{target.name}.partial-{socket.gethostname()}-"
+    for stale in target.parent.glob(f"{prefix}*"):
+        process_id = stale.name.removeprefix(prefix)
+        if process_id.isdigit() and not _is_running(int(process_id)):
             shutil.rmtree(stale)
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    partial = target.parent / f"{prefix}{os.getpid()}"
     partial.mkdir()
     try:
         yield partial

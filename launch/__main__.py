@@ -59,6 +59,9 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--vision", required=True, metavar="DIR")
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--projector", choices=PROJECTORS, default=PROJECTORS[0])
+    parser.add_argument(
+        "--max-tiles", type=int, default=12, help="tiles of one image at inference (default 12)"
+    )
     parser.add_argument("--seed", type=int, default=1234, help="of the fresh projector")
 
     parser = _verb(
@@ -80,6 +83,7 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--hf", required=True, metavar="DIR")
     parser.add_argument("--ckpt", required=True, metavar="DIR")
     parser.add_argument("--no-logits", action="store_true", help="compare keys and bits only")
+    _add_trust(parser)
 
 
 def _add_training(verbs: argparse._SubParsersAction) -> None:
@@ -106,9 +110,31 @@ def _add_training(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--data", required=True, metavar="FILE", help="LLaVA JSON or JSONL")
     parser.add_argument("--image-folder", required=True, metavar="DIR")
     parser.add_argument("--limit", type=int, help="number of samples")
+    _add_trust(parser)
     parser.add_argument(
         "--shuffle-images", action="store_true", help="give each question another image"
     )
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run modelling code of the directory that differs from this project's",
+    )
+
+
+def _check_report_path(path: str) -> None:
+    """Refuse before a long run what could only fail after it."""
+    report = Path(path)
+    if report.is_dir():
+        raise ValueError(f"json: {report} is a folder; give a file.")
+    try:
+        report.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ValueError(
+            f"json: {report.parent} is not a folder that can be written to."
+        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,10 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     module_name, _, function_name = options.function.partition(":")
     started = time.perf_counter()
-    if options.json:
-        # Before a long run, not after it.
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
     try:
+        if options.json:
+            _check_report_path(options.json)
         figures = getattr(importlib.import_module(module_name), function_name)(options)
     except ValueError as error:
         if os.environ.get("NEMO_VLM_TRACEBACK"):
@@ -129,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = figures.pop("failed", False)
     figures["seconds"] = round(time.perf_counter() - started, 2)
     for name, value in figures.items():
-        print(f"{name}: {value}")
+        if not isinstance(value, list):  # the rows of an evaluation are for --json
+            print(f"{name}: {value}")
     if options.json:
         Path(options.json).write_text(
             json.dumps({"verb": options.verb, "failed": failed} | figures, indent=2) + "\n", "utf-8"

@@ -10,7 +10,7 @@ from launch import backend
 
 def import_checkpoint(options: Namespace) -> dict[str, Any]:
     """Import a whole Hugging Face directory."""
-    backend.activate()
+    backend.activate(cpu=True)
     from converters.import_hf import import_nvila
 
     return import_nvila(options.hf, options.out)
@@ -18,17 +18,22 @@ def import_checkpoint(options: Namespace) -> dict[str, Any]:
 
 def assemble_checkpoint(options: Namespace) -> dict[str, Any]:
     """Put parents and a fresh projector together."""
-    backend.activate()
+    backend.activate(cpu=True)
     from converters.assemble import assemble
 
     return assemble(
-        options.llm, options.vision, options.out, projector=options.projector, seed=options.seed
+        options.llm,
+        options.vision,
+        options.out,
+        projector=options.projector,
+        max_tiles=options.max_tiles,
+        seed=options.seed,
     )
 
 
 def export_checkpoint(options: Namespace) -> dict[str, Any]:
     """Export a checkpoint, or the newest one of a run."""
-    backend.activate()
+    backend.activate(cpu=True)
     from converters.export_hf import export_nvila
     from models.checkpoint_paths import find_checkpoint
 
@@ -37,11 +42,14 @@ def export_checkpoint(options: Namespace) -> dict[str, Any]:
 
 def verify_checkpoint(options: Namespace) -> dict[str, Any]:
     """Compare a Hugging Face directory and a checkpoint."""
-    backend.activate()
+    backend.activate(cpu=True)
     from converters.verify import verify_nvila
     from models.checkpoint_paths import find_checkpoint
 
     result = verify_nvila(
-        options.hf, find_checkpoint(options.ckpt, "ckpt"), logits=not options.no_logits
+        options.hf,
+        find_checkpoint(options.ckpt, "ckpt"),
+        logits=not options.no_logits,
+        trust_remote_code=options.trust_remote_code,
     )
     return result.to_dict() | {"failed": not result.passed}

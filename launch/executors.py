@@ -20,7 +20,7 @@ def local_executor(num_processes: int) -> run.LocalExecutor:
     return run.LocalExecutor(
         ntasks_per_node=num_processes,
         launcher="torchrun" if num_processes > 1 else None,
-        env_vars=backend.child_environment() | {"PATH": _path_with_this_python()},
+        env_vars={"PATH": _path_with_this_python()} | backend.child_environment(),
     )
 
 

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import ast
+import types
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 import nemo_run as run
-from nemo_run.cli.cli_parser import CLIException, parse_cli_args
+from nemo_run.cli.cli_parser import CLIException, parse_cli_args, type_parser
 
 FACTORIES = ("nvila",)
+
+
+@type_parser.register_parser(types.UnionType)
+def parse_union(value: str, annotation: Any) -> Any:
+    """Read a value of a type like `str | list[str] | None`, which NeMo-Run's parser does not know.
+
+    Text comes last: everything is text, and `['a', 'b']` is meant to be a list.
+    """
+    members = typing.get_args(annotation)
+    if value in ("None", "null") and types.NoneType in members:
+        return None
+    errors = []
+    for member in sorted((m for m in members if m is not types.NoneType), key=lambda m: m is str):
+        try:
+            return type_parser.parse(value, member)
+        except (CLIException, ValueError, TypeError) as error:
+            errors.append(str(error))
+    raise ValueError("; ".join(errors))
 
 
 def parse_factory(text: str) -> tuple[str, dict[str, Any]]:

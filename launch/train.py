@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,9 @@ def train(options: Namespace) -> dict[str, Any]:
     if options.dryrun:
         from fiddle.printing import as_str_flattened
 
-        print(as_str_flattened(recipe))
+        for line in as_str_flattened(recipe, include_types=False).splitlines():
+            if "<[unset; default:" not in line:
+                print(line)
         return {"dryrun": True}
     return run_recipe(recipe)
 
@@ -52,6 +55,11 @@ def run_recipe(recipe: run.Partial, tail_logs: bool = True) -> dict[str, Any]:
     # local jobs ended.
     failed = any(job.state is not AppState.SUCCEEDED for job in experiment.jobs)
     steps = read_steps(folder / STEPS_FILE)
+    if failed:
+        print(
+            f"error: the job failed after {len(steps)} steps; its log is in {experiment._exp_dir}.",
+            file=sys.stderr,
+        )
     return {
         "run": str(folder),
         "steps": len(steps),
@@ -85,9 +93,15 @@ def check_request(recipe: run.Partial) -> None:
     from models.checkpoint_paths import find_checkpoint
     from models.nvila.config import read_assets_config
 
+    if recipe.trainer.num_nodes > 1:
+        raise ValueError(
+            f"num_nodes: {recipe.trainer.num_nodes} nodes need a scheduler, and only the executor "
+            "of this machine is there yet; use 1, or give the recipe to a NeMo-Run executor."
+        )
     init_from = getattr(recipe.resume, "init_from", None)
     if init_from is not None:
         read_assets_config(find_checkpoint(init_from) / "context" / "assets")
+    fdl.build(recipe.model.config).resolve_assets()
     data = fdl.build(recipe.data)
     data.setup("fit")
     if not getattr(data, "train_paths", True):

@@ -105,13 +105,13 @@ def write_nano_directory(make_nano_model, nano_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def nemo():
-    """NeMo and Megatron-Core in this process, on the CPU backend where there is no GPU.
+    """NeMo and Megatron-Core in this process, on the CPU backend.
 
     Importing them costs half a minute, so the tests that need them share this process.
     """
     from launch import backend
 
-    backend.activate()
+    backend.activate(cpu=True)
     import nemo.collections.llm
     import nemo.lightning
 

@@ -12,7 +12,10 @@ import time
 from pathlib import Path
 
 from launch.quickstart.console import Console
-from launch.quickstart.phases import ROOT, Phases
+from launch.quickstart.phases import ROOT, STATE_FILE, PhaseFailedError, Phases
+
+WANTED = {"single_exact_match": 0.95, "strip3_exact_match": 0.85}
+"""Held-out exact match that the quickstart has to reach."""
 
 
 def main() -> int:
@@ -25,12 +28,22 @@ def main() -> int:
     if options.family != "nvila":
         print(f"error: family: {options.family!r} is unknown; allowed is nvila.", file=sys.stderr)
         return 2
-    folder = options.out or ROOT / options.family
+    folder = (options.out or ROOT / options.family).resolve()
+    if folder.exists() and any(folder.iterdir()) and not (folder / STATE_FILE).is_file():
+        print(
+            f"error: out: {folder} is not empty and holds no quickstart; give another folder.",
+            file=sys.stderr,
+        )
+        return 2
     if options.fresh and folder.exists():
         shutil.rmtree(folder)
     console = Console()
     started = time.perf_counter()
-    figures, report = Phases(folder.resolve(), console).run()
+    try:
+        figures, report = Phases(folder, console).run()
+    except PhaseFailedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     console.line("")
     for name, value in figures.items():
         console.line(
@@ -38,7 +51,10 @@ def main() -> int:
         )
     console.line("")
     console.line(f"report: {report}   ({time.perf_counter() - started:.0f} s)")
-    return 0
+    missed = [name for name, bound in WANTED.items() if figures[name] < bound]
+    for name in missed:
+        print(f"error: {name} is below {WANTED[name]}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,8 +84,3 @@ def output_to(log: Path) -> Iterator[None]:
         for original, descriptor in zip(kept, (1, 2), strict=True):
             os.dup2(original, descriptor)
             os.close(original)
-
-
-def elapsed(started: float) -> str:
-    """Format the seconds since `started` (time.perf_counter)."""
-    return f"{time.perf_counter() - started:.0f} s"

@@ -33,11 +33,18 @@ class PeakMemory:
 
     def _watch(self) -> None:
         root = psutil.Process()
-        while not self._done.wait(_INTERVAL_SECONDS):
-            total = 0
-            for process in (root, *root.children(recursive=True)):
-                try:
-                    total += process.memory_full_info().pss
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue  # it ended, or changed its user, between the listing and the reading
-            self.peak_bytes = max(self.peak_bytes, total)
+        while True:
+            # Before the first wait, so that a short block has a figure too.
+            self.peak_bytes = max(self.peak_bytes, _tree_bytes(root))
+            if self._done.wait(_INTERVAL_SECONDS):
+                return
+
+
+def _tree_bytes(root: psutil.Process) -> int:
+    total = 0
+    for process in (root, *root.children(recursive=True)):
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue  # it ended, or changed its user, between the listing and the reading
+    return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from launch.quickstart.report import Shown, write_report
 from recipes.steps_file import STEPS_FILE, read_steps
 
 ROOT = Path("runs") / "quickstart"
+STATE_FILE = "state.json"
 STAGES = ("align", "pretrain", "sft")
 _TRAIN_PATHS = {
     "align": ("train_singles",),
@@ -44,7 +46,7 @@ class Phases:
     def __init__(self, folder: Path, console: Console) -> None:
         self.folder = folder
         self.console = console
-        self._state_file = folder / "state.json"
+        self._state_file = folder / STATE_FILE
         self._state: dict[str, Any] = {}
         if self._state_file.is_file():
             self._state = json.loads(self._state_file.read_text(encoding="utf-8"))
@@ -63,6 +65,7 @@ class Phases:
         # Nothing here may ask a hub: the models and the data are made on this machine.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_state()
         with PeakMemory() as memory:
             self._phase("data", "handwritten digits as LLaVA JSONL", self._data)
             self._phase("parents", "SigLIP and Qwen2.5 directories, random weights", self._parents)
@@ -89,31 +92,46 @@ class Phases:
             raise PhaseFailedError(f"{name} failed ({error}); its log is {log}") from error
         seconds = time.perf_counter() - started
         self._state[name] = {"seconds": seconds, "figures": figures}
-        self._state_file.write_text(json.dumps(self._state, indent=2) + "\n", encoding="utf-8")
+        self._write_state()
         self.console.line(f"[{name}] {seconds:.0f} s")
 
+    def _write_state(self) -> None:
+        partial = self._state_file.with_suffix(".partial")
+        partial.write_text(json.dumps(self._state, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self._state_file)
+
+    def _clear(self, name: str) -> Path:
+        """Return a folder after removing what an interrupted run left in it."""
+        folder = self.folder / name
+        if folder.exists():
+            shutil.rmtree(folder)
+        return folder
+
     def _data(self) -> None:
-        write_digits(self.folder / "data")
+        write_digits(self._clear("data"))
 
     def _parents(self) -> None:
         from launch.quickstart.parents import train_tokenizer, write_qwen2, write_siglip
 
-        write_siglip(self.folder / "parents" / "siglip")
-        write_qwen2(self.folder / "parents" / "qwen2", train_tokenizer())
+        parents = self._clear("parents")
+        write_siglip(parents / "siglip")
+        write_qwen2(parents / "qwen2", train_tokenizer())
 
     def _assemble(self) -> dict[str, Any]:
         from launch import backend
 
-        backend.activate()
+        backend.activate(cpu=True)
         from converters.assemble import assemble
 
         parents = self.folder / "parents"
-        return assemble(parents / "qwen2", parents / "siglip", self.folder / "assembled")
+        return assemble(
+            parents / "qwen2", parents / "siglip", self._clear("assembled"), max_tiles=4
+        )
 
     def _train(self, stage: str) -> dict[str, Any]:
         from launch import backend
 
-        backend.activate()
+        backend.activate(cpu=True)
         from launch.train import run_recipe
         from recipes.nvila.recipe import finetune_recipe
 
@@ -133,16 +151,16 @@ class Phases:
     def _export(self) -> dict[str, Any]:
         from launch import backend
 
-        backend.activate()
+        backend.activate(cpu=True)
         from converters.export_hf import export_nvila
         from models.checkpoint_paths import find_checkpoint
 
-        return export_nvila(find_checkpoint(self.folder / "sft"), self.folder / "hf")
+        return export_nvila(find_checkpoint(self.folder / "sft"), self._clear("hf"))
 
     def _verify(self) -> dict[str, Any]:
         from launch import backend
 
-        backend.activate()
+        backend.activate(cpu=True)
         from converters.verify import verify_nvila
         from models.checkpoint_paths import find_checkpoint
 
@@ -181,7 +199,7 @@ class Phases:
         # A run that only repeats the report keeps the peak of the run that did the work.
         peak = max(peak_bytes / 2**30, self._state.get("peak", {}).get("rss_gb", 0.0))
         self._state["peak"] = {"rss_gb": peak, "seconds": 0.0}
-        self._state_file.write_text(json.dumps(self._state, indent=2) + "\n", encoding="utf-8")
+        self._write_state()
         figures = evaluation | {
             "max_logit_difference": max(
                 self._state["verify"]["figures"]["logit_differences"].values()

@@ -112,6 +112,25 @@ def test_training_refuses_what_cannot_work(nemo, capsys, tmp_path, factory, over
     assert sentence in refused(capsys, arguments)
 
 
+def test_training_refuses_another_size_and_several_nodes(assembled, capsys, tmp_path):
+    common = f"nvila(dir='{tmp_path}', init_from='{assembled}', num_gpus_per_node=8"
+    sentence = refused(capsys, ["train", "--factory", f"{common}, size='1b')"])
+    assert "num_layers=2 in its language part, but this recipe's size has 24" in sentence
+    sentence = refused(capsys, ["train", "--factory", f"{common}, size='1b', num_nodes=2)"])
+    assert "num_nodes: 2 nodes need a scheduler" in sentence
+
+
+def test_a_report_path_that_cannot_be_written_is_refused_first(assembled, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    out = tmp_path / "hf"
+    for report in (tmp_path, tmp_path / "file" / "report.json"):
+        arguments = ["export", "--ckpt", str(assembled), "--out", str(out), "--json", str(report)]
+        assert "json: " in refused(capsys, arguments)
+    assert not out.exists()
+    arguments = ["export", "--ckpt", str(assembled), "--out", str(tmp_path / "file" / "out")]
+    assert "is not a folder" in refused(capsys, arguments)
+
+
 def test_training_refuses_missing_data_before_anything_starts(assembled, capsys, tmp_path):
     factory = f"nvila(dir='{tmp_path}', size='nano', init_from='{assembled}')"
     assert "data.train_paths" in refused(capsys, ["train", "--factory", factory])

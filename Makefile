@@ -29,6 +29,7 @@ check: .venv/.complete
 	@$(PYTHON_BIN) -m ruff check --quiet .
 	@$(PYTHON_BIN) -m mypy
 	@.venv/bin/lint-imports --config pyproject.toml
+	@$(PYTHON_BIN) -m pytest --quiet tests/architecture
 
 format: .venv/.complete
 	@$(PYTHON_BIN) -m ruff format --quiet .

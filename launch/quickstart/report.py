@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def write_report(
     content = figures | {"seconds_by_phase": seconds}
     (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     parts = [
-        "<!doctype html><html lang='ja'><meta charset='utf-8'>",
+        "<!doctype html><html lang='en'><meta charset='utf-8'>",
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>",
         _table("Results", {name: _format(value) for name, value in figures.items()}),
         "<h2>Loss</h2><div class='curves'>",
@@ -83,6 +84,7 @@ def _table(title: str, rows: dict[str, str]) -> str:
 
 
 def _curve(stage: str, values: list[float]) -> str:
+    values = [value for value in values if math.isfinite(value)]
     top = max(values, default=1.0) or 1.0
     span = max(len(values) - 1, 1)
     inner_width, inner_height = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN

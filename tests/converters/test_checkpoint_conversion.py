@@ -185,6 +185,26 @@ def test_sharded_weights_and_a_missing_shard(converted, tmp_path):
         import_nvila(sharded, tmp_path / "never")
 
 
+def test_a_large_export_is_sharded_with_an_index(converted, tmp_path, monkeypatch):
+    from transformers import AutoModelForImageTextToText
+
+    from converters.export_hf import export_nvila
+    from converters.verify import verify_nvila
+
+    hf, checkpoint = converted("untied_3x3_fp32")
+    monkeypatch.setattr("converters.hf_weights.MAX_SHARD_SIZE", "200KB")
+    export_nvila(checkpoint, tmp_path / "sharded")
+    index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 2
+    assert verify_nvila(tmp_path / "sharded", checkpoint, logits=False).passed
+    model = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "sharded", trust_remote_code=True
+    )
+    expected = load_file(hf / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
 def test_a_truncated_file_is_named(converted, tmp_path):
     from converters.import_hf import import_nvila
 

@@ -144,7 +144,8 @@ def test_dryrun_prints_the_resolved_recipe(nemo, capsys):
     assert main([*arguments, "data.train_paths=['a.jsonl','b.jsonl']", "--dryrun"]) == 0
     printed = capsys.readouterr().out
     assert "trainer.max_steps = 7" in printed
-    assert "data.train_paths[1] = 'b.jsonl'" in printed
+    assert "data.train_paths = ['a.jsonl', 'b.jsonl']" in printed
+    assert "unset" not in printed
     assert "optim.config.lr = 0.001" in printed
 
 

@@ -1,5 +1,7 @@
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -57,25 +59,34 @@ def nano_start(nemo, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run_training(project_root):
-    """Runs train_nano.py and returns the finished process."""
+def run_training(project_root, tmp_path_factory):
+    """Runs train_nano.py and returns its exit status."""
 
     def run(runs, num_processes=1, check=True):
         command = [sys.executable]
         if num_processes > 1:
             command += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
             command += ["--master-port", str(free_port())]
-        finished = subprocess.run(
-            [*command, str(SCRIPT), json.dumps(runs)],
-            cwd=ROOT,
-            env=project_root.environment,
-            capture_output=True,
-            text=True,
-            timeout=800,
-        )
-        if check and finished.returncode:
-            print(finished.stdout[-4000:], finished.stderr[-8000:])
-            raise AssertionError(f"train_nano.py ended with {finished.returncode}")
-        return finished
+        # To a file and in a session of its own: what a killed run leaves running (the process that
+        # collects a checkpoint's results) would hold a pipe open, and is ended with the session.
+        log = tmp_path_factory.mktemp("log") / "output.txt"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [*command, str(SCRIPT), json.dumps(runs)],
+                cwd=ROOT,
+                env=project_root.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                status = process.wait(timeout=800)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        if check and status:
+            print(log.read_text(errors="replace")[-12_000:])
+            raise AssertionError(f"train_nano.py ended with {status}")
+        return status
 
     return run

@@ -99,6 +99,26 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, projector, tied):
     assert padding.abs().max() == 0
 
 
+def test_each_part_agrees_with_the_class_of_transformers(pair):
+    from transformers import Qwen2ForCausalLM, SiglipVisionModel
+
+    reference, module, _ = pair()
+    assert type(reference.vision_tower) is SiglipVisionModel
+    assert type(reference.llm) is Qwen2ForCausalLM
+    tokens, _, pixels = make_batch(reference.config, tiles=5)
+    text = tokens[1:]
+    with torch.no_grad():
+        values = (pixels.float() / 255 - 0.5) / 0.5
+        states = reference.vision_tower(values, output_hidden_states=True).hidden_states
+        features = module.vision_model(pixels)
+        logits = module(tokens=text, position_ids=torch.arange(text.shape[1])[None])
+        expected = reference.llm(input_ids=text).logits
+    assert len(states) == 4  # the embeddings and three blocks
+    assert (features - states[-2]).abs().max() <= 1e-4
+    assert (features - states[-1]).abs().max() > 0.1
+    assert (logits - expected).abs().max() <= 1e-4
+
+
 def test_a_batch_without_images_gives_zero_and_not_missing_gradients(pair):
     reference, module, _ = pair()
     tokens, labels, _ = make_batch(reference.config, tiles=0)

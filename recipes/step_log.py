@@ -18,7 +18,7 @@ from recipes.steps_file import STEPS_FILE, read_steps
 
 
 class StepLog(pl.Callback, io.IOMixin):
-    """Writes `steps.jsonl` into the run's folder, from rank 0.
+    """Writes `log/steps.jsonl` into the run's folder, from rank 0.
 
     After a resume, lines of steps that are run again are dropped first, so the file holds each step
     once. Fields: step, loss, learning_rate, grad_norm, consumed_samples, seconds (of this step),

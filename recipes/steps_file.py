@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-STEPS_FILE = "steps.jsonl"
+STEPS_FILE = "log/steps.jsonl"
+"""Below the run's folder, and not in it: NeMo moves the files there aside when a run resumes."""
 
 
 def read_steps(path: str | Path) -> list[dict[str, Any]]:

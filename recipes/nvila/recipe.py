@@ -82,7 +82,7 @@ def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str) -> run.Co
         max_tiles=stage.max_tiles,
         pad_to_multiple_of=(16 if layout.precision == "fp8" else 8) * ranks,
         num_workers=layout.num_workers,
-        bad_sample_file=f"{folder}/bad_samples.jsonl",
+        bad_sample_file=f"{folder}/log/bad_samples.jsonl",
     )
 
 

@@ -45,6 +45,8 @@ def test_the_command_runs_modules(monkeypatch, capsys, tmp_path):
 def test_the_command_refuses_what_it_cannot_run(monkeypatch):
     from cpu_backend import __main__ as command
 
+    before = cpu_backend.is_enabled()
+
     def message(*arguments):
         monkeypatch.setattr(sys, "argv", ["cpu_backend", *arguments])
         try:
@@ -55,7 +57,7 @@ def test_the_command_refuses_what_it_cannot_run(monkeypatch):
 
     assert message() == message("-m") == message("--help") == command.USAGE
     assert message("no_such.py").endswith("the script 'no_such.py' does not exist.")
-    assert not cpu_backend.is_enabled()
+    assert cpu_backend.is_enabled() == before
 
 
 def test_child_environment_keeps_what_is_set(monkeypatch):

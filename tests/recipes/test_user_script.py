@@ -36,6 +36,8 @@ def collate(rows):
 class MyDataModule(pl.LightningDataModule, IOMixin):
     def __init__(self, global_batch_size: int = 4):
         super().__init__()
+        # NeMo's finetune looks at these three of any data module.
+        self.seq_length, self.micro_batch_size, self.global_batch_size = 16, 2, global_batch_size
         self.data_sampler = MegatronDataSampler(
             seq_len=16, micro_batch_size=2, global_batch_size=global_batch_size
         )

@@ -17,7 +17,7 @@ from nemo.lightning.io.pl import TrainerContext
 from torch import Tensor
 
 from models.checkpoint_paths import find_assets
-from models.nvila.assets import ASSETS_FOLDER
+from models.assets import ASSETS_FOLDER
 from models.nvila.config import NvilaConfig, config_from_hf, read_assets_config
 from models.nvila.model import MCoreNvilaModel, NvilaModel
 

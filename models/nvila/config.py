@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from megatron.core import ModelParallelConfig, parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm import Qwen2Config
 from nemo.collections.llm.fn.activation import openai_gelu
@@ -17,54 +15,13 @@ from nemo.lightning import io
 from transformers import Qwen2Config as HFQwen2Config
 from transformers import SiglipVisionConfig
 
-from models.checkpoint_paths import find_assets
-from models.nvila.assets import AssetsArtifact
+from models.family_config import FamilyConfig
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.nvila.steps import nvila_data_step, nvila_forward_step
+from models.vocabulary import padded_size
 
 if TYPE_CHECKING:
     from models.nvila.model import MCoreNvilaModel
-
-# What the strategy and the precision plug-in set on the outer config and what each part must share.
-_SHARED_FIELDS = (
-    "tensor_model_parallel_size",
-    "params_dtype",
-    "bf16",
-    "fp16",
-    "autocast_dtype",
-    "enable_autocast",
-    "perform_initialization",
-    "use_cpu_initialization",
-    "init_model_with_meta_device",
-    "gradient_accumulation_fusion",
-    "timers",
-)
-# ... and what only the language model shares: the vision side lives whole on the first stage.
-_LANGUAGE_FIELDS = (
-    "sequence_parallel",
-    "pipeline_model_parallel_size",
-    "virtual_pipeline_model_parallel_size",
-    "context_parallel_size",
-    "pipeline_dtype",
-    "num_layers_in_first_pipeline_stage",
-    "num_layers_in_last_pipeline_stage",
-    "account_for_embedding_in_pipeline_split",
-    "account_for_loss_in_pipeline_split",
-    "tp_comm_overlap",
-    "cpu_offloading",
-    "fp8",
-    "fp8_recipe",
-    "fp8_margin",
-    "fp8_amax_history_len",
-    "fp8_amax_compute_algo",
-    "fp8_wgrad",
-    "fp8_dot_product_attention",
-    "fp8_multi_head_attention",
-    "fp8_param",
-    "first_last_layers_bf16",
-    "num_layers_at_start_in_bf16",
-    "num_layers_at_end_in_bf16",
-)
 
 
 @dataclass
@@ -110,166 +67,68 @@ class NvilaLanguageConfig(Qwen2Config):
     cross_entropy_loss_fusion: bool = False
 
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding table: the vocabulary padded to one size for every TP degree.
-
-        A multiple of 128 divides by every TP that fits a node, so a checkpoint keeps its shape when
-        the degree changes. The padding rows take no part in the loss (models/nvila/language.py).
-        """
+        """Rows of the embedding table; the padding rows take no part in the loss."""
         assert self.vocab_size is not None
-        multiple = self.make_vocab_size_divisible_by
-        if multiple % self.tensor_model_parallel_size:
-            multiple *= self.tensor_model_parallel_size
-        return -(-self.vocab_size // multiple) * multiple
+        return padded_size(
+            self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size
+        )
 
 
 @dataclass
-class NvilaConfig(TransformerConfig, io.IOMixin):
+class NvilaConfig(FamilyConfig):
     """The whole model. The fields of a TransformerConfig mirror the language model's."""
 
-    language_transformer_config: NvilaLanguageConfig | None = None
-    vision_transformer_config: SiglipTowerConfig | None = None
     mm_projector_type: str = "mlp_downsample_2x2_fix"
-    assets: str | None = None
-    """A folder with config.json and tokenizer, or a checkpoint or run that has one.
+    forward_step_fn: Callable | None = nvila_forward_step
+    data_step_fn: Callable | None = nvila_data_step
 
-    Read when the model is built, not before.
-    """
+    FAMILY = "nvila"
+    SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "language_transformer_config": (
+            "num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "kv_channels",
+            "share_embeddings_and_output_weights",
+            "rotary_base",
+            "layernorm_epsilon",
+        ),
+        "vision_transformer_config": (
+            "num_layers",
+            "num_carried_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+        ),
+    }
 
-    image_token_id: int | None = None
-    freeze_language_model: bool = False
-    freeze_vision_model: bool = False
-    freeze_vision_projection: bool = False
+    @classmethod
+    def describe(cls, assets: str) -> NvilaConfig:
+        """Return the configuration that an assets folder describes."""
+        return config_from_hf(read_assets_config(assets))
 
-    num_layers: int = 1
-    num_attention_heads: int = 1
-    seq_length: int = 4096
-    share_embeddings_and_output_weights: bool = False
-    # The loss is the mean over the supervised tokens of the global batch.
-    calculate_per_token_loss: bool = True
-    # Micro-batches are as long as their longest sample; pipeline stages exchange the shapes.
-    variable_seq_lengths: bool = True
-
-    forward_step_fn: Callable = nvila_forward_step
-    data_step_fn: Callable = nvila_data_step
-
-    __io_artifacts__ = [AssetsArtifact("assets", required=False)]  # noqa: RUF012
-
-    def __post_init__(self) -> None:
-        """Mirror the language model, whose sizes Megatron-Core reads from the outer config.
-
-        NeMo's strategy calls this again after it has set the parallel degrees here, so those (the
-        fields of ModelParallelConfig) are left as they are.
-        """
-        language = self.language_transformer_config
-        if language is not None:
-            own = {field.name for field in dataclasses.fields(ModelParallelConfig)}
-            own.add("calculate_per_token_loss")
-            for field in dataclasses.fields(TransformerConfig):
-                if field.name not in own:
-                    setattr(self, field.name, getattr(language, field.name))
-            self.seq_length = language.seq_length
-            self.share_embeddings_and_output_weights = bool(
-                language.share_embeddings_and_output_weights
-            )
-
-    def resolve_assets(self) -> None:
-        """Take the vocabulary size and the image token from the assets, and compare the shapes.
+    def adopt(self, described: NvilaConfig) -> None:
+        """Compare the projector, and take the vocabulary size and the image token.
 
         Raises:
-            ValueError: the assets belong to a model of another family or size.
+            ValueError: the projector is another one.
         """
-        if self.assets is None:
-            return
-        self.assets = str(find_assets(self.assets))
-        self.__io__.assets = self.assets  # what a checkpoint's context is written from
-        described = config_from_hf(read_assets_config(self.assets))
-        for part in ("language_transformer_config", "vision_transformer_config"):
-            ours, theirs = getattr(self, part), getattr(described, part)
-            for name in _SHAPE_FIELDS[part]:
-                if getattr(ours, name) != getattr(theirs, name):
-                    raise ValueError(
-                        f"assets: {self.assets} describes a model with "
-                        f"{name}={getattr(theirs, name)} in its {part.split('_')[0]} part, but "
-                        f"this recipe's size has {getattr(ours, name)}; start from a checkpoint of "
-                        "the same size."
-                    )
         if described.mm_projector_type != self.mm_projector_type:
             raise ValueError(
                 f"assets: {self.assets} has the projector {described.mm_projector_type}, "
                 f"but this recipe's size has {self.mm_projector_type}."
             )
-        assert self.language_transformer_config is not None
-        assert described.language_transformer_config is not None
-        self.language_transformer_config.vocab_size = (
-            described.language_transformer_config.vocab_size
-        )
-        self.image_token_id = described.image_token_id
+        super().adopt(described)
 
-    def configure_model(self, tokenizer=None, vp_stage: int | None = None) -> MCoreNvilaModel:
-        """Build this rank's part of the model.
-
-        Args:
-            tokenizer: ignored; token ids come from the assets.
-            vp_stage: virtual pipeline stage.
-
-        Raises:
-            ValueError: context parallelism, or assets of another model.
-        """
+    def build(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> MCoreNvilaModel:
+        """Build this stage's part of the model."""
         from models.nvila.model import MCoreNvilaModel
 
-        if self.context_parallel_size > 1:
-            raise ValueError(
-                f"context_parallel_size: {self.context_parallel_size} is not supported for nvila; "
-                "use 1 and, for long sequences, tensor and sequence parallelism."
-            )
-        self.resolve_assets()
-        self._share_settings()
-        return MCoreNvilaModel(
-            self,
-            pre_process=parallel_state.is_pipeline_first_stage(
-                ignore_virtual=False, vp_stage=vp_stage
-            ),
-            post_process=parallel_state.is_pipeline_last_stage(
-                ignore_virtual=False, vp_stage=vp_stage
-            ),
-            vp_stage=vp_stage,
-        )
-
-    def _share_settings(self) -> None:
-        language, vision = self.language_transformer_config, self.vision_transformer_config
-        assert language is not None
-        assert vision is not None
-        for name in _SHARED_FIELDS:
-            setattr(language, name, getattr(self, name))
-            setattr(vision, name, getattr(self, name))
-        for name in _LANGUAGE_FIELDS:
-            setattr(language, name, getattr(self, name))
-        language.variable_seq_lengths = self.variable_seq_lengths
-        language.calculate_per_token_loss = self.calculate_per_token_loss
-
-
-_SHAPE_FIELDS = {
-    "language_transformer_config": (
-        "num_layers",
-        "hidden_size",
-        "ffn_hidden_size",
-        "num_attention_heads",
-        "num_query_groups",
-        "kv_channels",
-        "share_embeddings_and_output_weights",
-        "rotary_base",
-        "layernorm_epsilon",
-    ),
-    "vision_transformer_config": (
-        "num_layers",
-        "num_carried_layers",
-        "hidden_size",
-        "ffn_hidden_size",
-        "num_attention_heads",
-        "image_size",
-        "patch_size",
-    ),
-}
+        return MCoreNvilaModel(self, pre_process, post_process, vp_stage)
 
 
 def read_assets_config(assets: str | Path) -> NVILALiteConfig:

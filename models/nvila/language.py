@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import torch
-from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
 from models.nvila.config import NvilaLanguageConfig
+from models.vocabulary import hide_padding
 
 
 class NvilaLanguageModel(GPTModel):
     """GPTModel whose softmax runs over the real vocabulary.
 
-    The embedding table is padded (config.padded_vocab_size). Unmasked, the padding rows would join
-    the softmax with a logit of about zero: the loss of a fresh model would be ln(padded) and not
-    ln(real) as in Hugging Face, and the gradients would differ with the padding.
+    The embedding table is padded (config.padded_vocab_size).
     """
 
     def __init__(
@@ -56,11 +54,5 @@ class NvilaLanguageModel(GPTModel):
         Returns:
             float[b, s].
         """
-        per_rank = logits.shape[-1]
-        first = parallel_state.get_tensor_model_parallel_rank() * per_rank
-        real = min(max(self.config.vocab_size - first, 0), per_rank)
-        if real < per_rank:
-            # A constant, so no gradient reaches the padding rows; finite, so a rank that holds
-            # only padding contributes exp(low - max) = 0 and no NaN.
-            logits[..., real:] = -1e4
+        hide_padding(logits, self.config.vocab_size)
         return super().compute_language_model_loss(labels, logits)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as L  # noqa: N812
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
-from megatron.core.optimizer import OptimizerConfig
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
-from nemo.collections.llm import fn
-from nemo.lightning import io
-from nemo.lightning.megatron_parallel import MaskedTokenLossReductionWithLossMask
-from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
 
 from models.nvila.config import NvilaConfig
 from models.nvila.language import NvilaLanguageModel
 from models.nvila.projector import build_projector
 from models.nvila.vision import SiglipTower
+from models.training_module import TrainingModule
 
 
 class MCoreNvilaModel(MegatronModule):
@@ -181,75 +175,5 @@ class MCoreNvilaModel(MegatronModule):
         return output, loss_mask
 
 
-class NvilaModel(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixin):
-    """NeMo's wrapper around the Megatron-Core model.
-
-    Args:
-        config: see NvilaConfig.
-        optim: optimizer module; recipes give one.
-        tokenizer: unused; NeMo's API passes it.
-        model_transform: PEFT.
-    """
-
-    def __init__(
-        self,
-        config: NvilaConfig,
-        optim: OptimizerModule | None = None,
-        tokenizer: Any = None,
-        model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.tokenizer = tokenizer
-        self.optim = optim or MegatronOptimizerModule(
-            config=OptimizerConfig(lr=1e-4, use_distributed_optimizer=True)
-        )
-        self.optim.connect(self)
-        self.model_transform = model_transform
-        self.step_sample_keys: list[str] = []
-        self._training_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
-        self._validation_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
-
-    def configure_model(self, vp_stage: int | None = None) -> None:
-        """Build the Megatron-Core model once."""
-        if not hasattr(self, "module"):
-            self.module = self.config.configure_model(self.tokenizer, vp_stage=vp_stage)
-
-    def forward(self, **arguments: Any) -> Any:
-        """Forward to the Megatron-Core model."""
-        return self.module(**arguments)
-
-    def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
-        """Take a micro-batch; in training, remember which samples it holds."""
-        batch = self.config.data_step_fn(dataloader_iter)
-        if self.training:
-            self.step_sample_keys.extend(batch.get("sample_keys") or ())
-        return batch
-
-    def forward_step(self, batch: dict[str, Any]) -> Any:
-        """Run the model on a micro-batch."""
-        return self.config.forward_step_fn(self, batch)
-
-    def training_step(self, batch: dict[str, Any], batch_idx: int | None = None) -> Any:
-        """Run a training micro-batch; the loss is part of the forward pass."""
-        return self.forward_step(batch)
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int | None = None) -> Any:
-        """Run a validation micro-batch."""
-        return self.forward_step(batch)
-
-    @property
-    def training_loss_reduction(self) -> MaskedTokenLossReductionWithLossMask:
-        """Sum of the losses and number of supervised tokens of a micro-batch."""
-        if self._training_loss_reduction is None:
-            self._training_loss_reduction = MaskedTokenLossReductionWithLossMask()
-        return self._training_loss_reduction
-
-    @property
-    def validation_loss_reduction(self) -> MaskedTokenLossReductionWithLossMask:
-        """As `training_loss_reduction`, for validation."""
-        if self._validation_loss_reduction is None:
-            self._validation_loss_reduction = MaskedTokenLossReductionWithLossMask(
-                validation_step=True
-            )
-        return self._validation_loss_reduction
+class NvilaModel(TrainingModule):
+    """NeMo's wrapper around the Megatron-Core model."""

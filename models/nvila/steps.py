@@ -5,23 +5,14 @@ from typing import Any
 
 import torch
 
+from models.batches import take_batch
+
 _DEVICE_KEYS = ("tokens", "position_ids", "labels", "loss_mask", "tiles")
 
 
 def nvila_data_step(dataloader_iter: Iterator) -> dict[str, Any]:
-    """Take the next micro-batch and move its tensors to the device.
-
-    The batch is described in datamodules/collate.py. Every pipeline stage gets all of it: the
-    middle stages need none of it, but their loaders must stay in step.
-    """
-    batch = next(dataloader_iter)
-    if isinstance(batch, tuple):  # Lightning's data fetcher adds batch_idx and dataloader_idx
-        batch = batch[0]
-    moved = dict(batch)
-    for key in _DEVICE_KEYS:
-        if batch.get(key) is not None:
-            moved[key] = batch[key].cuda(non_blocking=True)
-    return moved
+    """Take the next micro-batch (described in datamodules/collate.py)."""
+    return take_batch(dataloader_iter, _DEVICE_KEYS)
 
 
 def nvila_forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:

@@ -1,0 +1,92 @@
+"""NeMo's wrapper around a Megatron-Core model, the same for all families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as L  # noqa: N812
+import torch
+from megatron.core.optimizer import OptimizerConfig
+from nemo.collections.llm import fn
+from nemo.lightning import io
+from nemo.lightning.megatron_parallel import MaskedTokenLossReductionWithLossMask
+from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
+
+from models.family_config import FamilyConfig
+
+
+class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixin):
+    """A model with its optimizer and loss.
+
+    Args:
+        config: of the family.
+        optim: optimizer module; recipes give one.
+        tokenizer: unused; NeMo's API passes it.
+        model_transform: PEFT.
+    """
+
+    def __init__(
+        self,
+        config: FamilyConfig,
+        optim: OptimizerModule | None = None,
+        tokenizer: Any = None,
+        model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.optim = optim or MegatronOptimizerModule(
+            config=OptimizerConfig(lr=1e-4, use_distributed_optimizer=True)
+        )
+        self.optim.connect(self)
+        self.model_transform = model_transform
+        self.step_sample_keys: list[str] = []
+        self._training_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
+        self._validation_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Build the Megatron-Core model once."""
+        if not hasattr(self, "module"):
+            self.module = self.config.configure_model(self.tokenizer, vp_stage=vp_stage)
+
+    def forward(self, **arguments: Any) -> Any:
+        """Forward to the Megatron-Core model."""
+        return self.module(**arguments)
+
+    def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
+        """Take a micro-batch; in training, remember which samples it holds."""
+        assert self.config.data_step_fn is not None
+        batch = self.config.data_step_fn(dataloader_iter)
+        if self.training:
+            self.step_sample_keys.extend(batch.get("sample_keys") or ())
+        return batch
+
+    def forward_step(self, batch: dict[str, Any]) -> Any:
+        """Run the model on a micro-batch."""
+        assert self.config.forward_step_fn is not None
+        return self.config.forward_step_fn(self, batch)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int | None = None) -> Any:
+        """Run a training micro-batch; the loss is part of the forward pass."""
+        return self.forward_step(batch)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int | None = None) -> Any:
+        """Run a validation micro-batch."""
+        return self.forward_step(batch)
+
+    @property
+    def training_loss_reduction(self) -> MaskedTokenLossReductionWithLossMask:
+        """Sum of the losses and number of supervised tokens of a micro-batch."""
+        if self._training_loss_reduction is None:
+            self._training_loss_reduction = MaskedTokenLossReductionWithLossMask()
+        return self._training_loss_reduction
+
+    @property
+    def validation_loss_reduction(self) -> MaskedTokenLossReductionWithLossMask:
+        """As `training_loss_reduction`, for validation."""
+        if self._validation_loss_reduction is None:
+            self._validation_loss_reduction = MaskedTokenLossReductionWithLossMask(
+                validation_step=True
+            )
+        return self._validation_loss_reduction

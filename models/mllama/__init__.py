@@ -1,0 +1,1 @@
+"""MLlama: a tiled vision transformer, and Llama with gated cross-attention layers."""

@@ -2,17 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from datamodules.encoder import IGNORED, EncodedSample
+from datamodules.conversation import IGNORED
+
+
+class Encoded(Protocol):
+    """What the encoded samples of all families have."""
+
+    @property
+    def key(self) -> str:
+        """The sample's key."""
+        ...
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Token ids int64 [length]."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [length], already shifted; -100 where nothing is learnt."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collator:
-    """Pads samples on the right and joins them; attention is causal, so no mask is needed.
+class TextRows:
+    """Pads samples on the right to rows; attention is causal, so no mask is needed.
 
     Attributes:
         pad_token_id: Fills the end of shorter rows.
@@ -24,13 +43,13 @@ class Collator:
     pad_to_multiple_of: int = 8
     fixed_length: int | None = None
 
-    def __call__(self, samples: Sequence[EncodedSample]) -> dict[str, Any]:
-        """Builds a micro-batch of b samples with rows of s positions and n tiles in all.
+    def join(self, samples: Sequence[Encoded]) -> dict[str, Any]:
+        """Joins the text of b samples to rows of s positions.
 
         Returns:
             tokens int64 [b, s]; position_ids int64 [b, s]; labels int64 [b, s], already shifted
             (labels[t] is the token wanted after position t, -100 for none); loss_mask float32
-            [b, s]; tiles uint8 [n, 3, H, W], of all samples in order; sample_keys list[str].
+            [b, s]; sample_keys list[str].
         """
         assert samples, "a micro-batch without samples"
         length = self._row_length(max(len(sample.tokens) for sample in samples))
@@ -39,7 +58,6 @@ class Collator:
         for row, sample in enumerate(samples):
             tokens[row, : len(sample.tokens)] = sample.tokens
             labels[row, : len(sample.labels)] = sample.labels
-        tiles = np.concatenate([sample.tiles for sample in samples])
         positions = torch.arange(length, dtype=torch.int64).repeat(len(samples), 1)
         label_tensor = torch.from_numpy(labels)
         return {
@@ -47,7 +65,6 @@ class Collator:
             "position_ids": positions,
             "labels": label_tensor,
             "loss_mask": (label_tensor != IGNORED).to(torch.float32),
-            "tiles": torch.from_numpy(tiles),
             "sample_keys": [sample.key for sample in samples],
         }
 

@@ -1,31 +1,36 @@
 """From a conversation to tokens and the positions that are learnt.
 
-What is learnt is found by characters: the text of an answer begins where the chat template ends
-when asked for a generation prompt, and ends with the token that closes the turn. The whole text is
-tokenised once, and a token is supervised when it starts inside such a span. Nothing is ever looked
-up among token ids, so an answer that repeats the question, or a tokenizer that merges across a
-boundary, changes nothing.
+What is learnt is found by characters: the conversation is rendered once as it is, and once with a
+marker before and after every answer. An answer begins where the chat template ends when asked for
+a generation prompt, and ends with the token that closes the turn. The whole text is tokenised once,
+and a token is supervised when it starts inside such a span. Nothing is ever looked up among token
+ids, so an answer that repeats the question, or a tokenizer that merges across a boundary, changes
+nothing. Neither does a template whose beginning depends on turns that come later.
 
-The published code cuts the answers out of the template and matches the rest greedily. When an
-answer holds a newline token of its own, that leaves the first such newline unlabelled and labels
-the newline after the turn instead. This is a defect of the method, and not reproduced here.
+The published code of NVILA cuts the answers out of the template and matches the rest greedily.
+When an answer holds a newline token of its own, that leaves the first such newline unlabelled and
+labels the newline after the turn instead. This is a defect of the method, and not reproduced here.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
-from sample_loaders.conversation import Turn
+from sample_loaders.errors import BadSample, Reason
 
 IGNORED = -100
 
-# The newline after a tile belongs to the image, so it is no part of an answer either.
-_TILE_TEXT = re.compile(re.escape(IMAGE_TOKEN) + r"\n?")
+# A message of a chat template: its role, and its content as a string or as a list of parts.
+Message = dict[str, Any]
+
+# The last two private-use characters of Unicode: no font and no text has a meaning for them.
+START_MARKER, END_MARKER = "\U0010fffc", "\U0010fffd"
+_MARKER = re.compile(f"[{START_MARKER}{END_MARKER}]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,66 +41,163 @@ class RenderedConversation:
     spans: tuple[tuple[int, int], ...]
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Proves on a short dialogue that the chat template can give spans.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTemplate:
+    """A tokenizer's chat template, proved by `check_chat_template`.
+
+    Attributes:
+        tokenizer: The tokenizer that has it.
+        closing: Matches the special token that may close an answer, whitespace before it included.
+        arguments: Passed to the template beside the messages.
+        lead: What the template prints between its generation prompt and an answer, if anything.
+            The model writes it, so it is learnt with the answer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    closing: re.Pattern[str]
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    lead: str = ""
+
+    def text(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """Renders messages, with the generation prompt after them if wanted.
+
+        Raises:
+            BadSample: The template refuses these messages.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=prompt, **self.arguments
+            )
+        # A template that joins strings to contents of another form ends in a TypeError.
+        except (jinja2.TemplateError, TypeError) as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise BadSample(
+                Reason.TEMPLATE_REFUSES, f"{self._name()} refuses the turns {roles}: {error}."
+            ) from error
+
+    def render(self, messages: Sequence[Message]) -> RenderedConversation:
+        """Renders a conversation and finds the spans of the answers.
+
+        A span holds the answer and the token that closes the turn, not the whitespace after it.
+
+        Raises:
+            BadSample: A text holds a marker, the template refuses the turns, or it does not print
+                every answer once, whole, and closed by the same special token.
+        """
+        texts = [text for message in messages for text in _texts(message)]
+        if any(_MARKER.search(text) for text in texts):
+            raise BadSample(
+                Reason.MARKER_CHARACTER,
+                f"A text holds the character U+{ord(START_MARKER):X} or U+{ord(END_MARKER):X}, "
+                f"which mark answers here.",
+            )
+        text = self.text(messages)
+        # A template may trim what it prints; the markers must then stand inside of the trimmed.
+        for form in (messages, [_stripped(message) for message in messages]):
+            marked = self.text([_marked(message) for message in form])
+            if _MARKER.sub("", marked) == text:
+                answers = [message for message in form if message["role"] == "assistant"]
+                return RenderedConversation(text=text, spans=self._spans(marked, answers))
+        raise self._changes_answers()
+
+    def _spans(self, marked: str, answers: Sequence[Message]) -> tuple[tuple[int, int], ...]:
+        outside_and_inside = _MARKER.split(marked)
+        if _MARKER.findall(marked) != [START_MARKER, END_MARKER] * len(answers):
+            raise self._changes_answers()
+        spans, closings, position = [], set(), 0
+        for number, message in enumerate(answers):
+            before, answer, after = outside_and_inside[2 * number : 2 * number + 3]
+            if not (before.endswith(self.lead) and _pattern(message).fullmatch(answer)):
+                raise self._changes_answers()
+            closed = self.closing.match(after)
+            if closed is None:
+                raise BadSample(
+                    Reason.TEMPLATE_CHANGES,
+                    f"{self._name()} ends an answer with {(answer + after)[:20]!r}, but must "
+                    f"close it with a special token.",
+                )
+            closings.add(closed.group())
+            start = position + len(before)
+            position = start + len(answer)
+            spans.append((start - len(self.lead), position + closed.end()))
+        if len(closings) > 1:
+            raise BadSample(
+                Reason.TEMPLATE_CHANGES,
+                f"{self._name()} ends answers with {sorted(closings)}, but must close all of them "
+                f"with the same special token.",
+            )
+        return tuple(spans)
+
+    def _changes_answers(self) -> BadSample:
+        return BadSample(
+            Reason.TEMPLATE_CHANGES,
+            f"{self._name()} changes or drops an answer among other turns, but must only append.",
+        )
+
+    def _name(self) -> str:
+        return f"The chat template of {self.tokenizer.name_or_path!r}"
+
+
+def check_chat_template(
+    tokenizer: PreTrainedTokenizerBase,
+    make_message: Callable[[str, str], Message],
+    questions: Sequence[str] = ("a",),
+    arguments: Mapping[str, str] | None = None,
+) -> ChatTemplate:
+    """Proves on short dialogues that a chat template can give spans.
+
+    The generation prompt must end exactly where an answer begins: nothing but whitespace, always
+    the same, may be printed between them.
+
+    Args:
+        tokenizer: Any tokenizer.
+        make_message: Makes the family's message of a role and a text.
+        questions: A dialogue is tried with each of these as its first question.
+        arguments: Passed to the template beside the messages.
 
     Raises:
         ValueError: There is no template, or it does not suit.
-    """
-    # No system turn: some templates refuse one, which matters only to samples that have one.
-    dialogue = [
-        Turn(role="user", text="a"),
-        Turn(role="assistant", text="b"),
-        Turn(role="user", text="c"),
-        Turn(role="assistant", text="d"),
-    ]
-    render_conversation(dialogue, tokenizer)
-
-
-def render_conversation(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase
-) -> RenderedConversation:
-    """Renders turns with the tokenizer's own chat template and finds the spans of the answers.
-
-    A span holds the answer and the token that closes the turn, not the whitespace after it.
-
-    Args:
-        turns: The conversation, images already expanded.
-        tokenizer: Any tokenizer with a chat template.
-
-    Raises:
-        ValueError: The tokenizer has no chat template, or the text of the first turns changes when
-            turns follow, or an answer is not closed by a special token.
     """
     if not tokenizer.chat_template:
         raise ValueError(
             f"The tokenizer {tokenizer.name_or_path!r} has no chat template, but one is needed."
         )
-    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    text = _apply(tokenizer, messages, prompt=False)
-    spans = []
-    for number, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        before = _apply(tokenizer, messages[:number], prompt=True)
-        through = _apply(tokenizer, messages[: number + 1], prompt=False)
-        if not (through.startswith(before) and text.startswith(through)):
-            raise ValueError(
-                f"The chat template of {tokenizer.name_or_path!r} changes earlier turns when "
-                f"others follow, but must only append."
-            )
-        spans.append((len(before), _closed_end(through, len(before), tokenizer)))
-    return RenderedConversation(text=text, spans=tuple(spans))
+    template = ChatTemplate(
+        tokenizer=tokenizer, closing=_closing(tokenizer), arguments=dict(arguments or {})
+    )
+    leads = set()
+    for question in questions:
+        # No system turn: some templates refuse one, which matters only to samples that have one.
+        turns = [("user", question), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+        messages = [make_message(role, text) for role, text in turns]
+        try:
+            rendered = template.render(messages)
+            prompts = [template.text(messages[:end], prompt=True) for end in (1, 3)]
+        except BadSample as error:
+            raise ValueError(error.message) from error
+        for prompt, (start, _) in zip(prompts, rendered.spans, strict=True):
+            before = rendered.text[:start]
+            leads.add(before.removeprefix(prompt) if before.startswith(prompt) else None)
+    lead = leads.pop()
+    if leads or lead is None or lead.strip():
+        raise ValueError(
+            f"The chat template of {tokenizer.name_or_path!r} has a generation prompt that does "
+            f"not end where the answer begins, but only whitespace may stand between them."
+        )
+    return replace(template, lead=lead)
 
 
 def tokenize_conversation(
-    rendered: RenderedConversation, tokenizer: PreTrainedTokenizerBase
+    rendered: RenderedConversation,
+    tokenizer: PreTrainedTokenizerBase,
+    image_text: re.Pattern[str],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokenises a rendered conversation in one call.
 
     Args:
         rendered: The text and its spans.
         tokenizer: A fast tokenizer; it adds nothing, because the template holds all of the text.
+        image_text: Matches what stands for images, which is not learnt in an answer either.
 
     Returns:
         Token ids int64 [length] and whether each is learnt, bool [length].
@@ -106,8 +208,8 @@ def tokenize_conversation(
     learnt = np.zeros(len(rendered.text) + 1, dtype=bool)
     for start, end in rendered.spans:
         learnt[start:end] = True
-    for tile in _TILE_TEXT.finditer(rendered.text):
-        learnt[tile.start() : tile.end()] = False
+    for image in image_text.finditer(rendered.text):
+        learnt[image.start() : image.end()] = False
     ids = np.asarray(encoding["input_ids"], dtype=np.int64)
     starts = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 0]
     return ids, learnt[starts]
@@ -129,25 +231,57 @@ def shifted_labels(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _apply(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, prompt: bool
-) -> str:
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise ValueError(
-            f"The chat template of {tokenizer.name_or_path!r} refuses the turns {roles}: {error}."
-        ) from error
-
-
-def _closed_end(text: str, start: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns where the closing token of the answer that starts at `start` ends."""
-    closed = text[start:].rstrip()
+def _closing(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if not any(closed.endswith(token) for token in special):
-        raise ValueError(
-            f"The chat template of {tokenizer.name_or_path!r} ends an answer with "
-            f"{closed[-10:]!r}, but must close it with a special token."
-        )
-    return start + len(closed)
+    # Longest first, so that a token is not taken for another one that it begins with.
+    names = "|".join(re.escape(name) for name in sorted(special, key=len, reverse=True))
+    # Without any special token nothing closes an answer.
+    return re.compile(rf"\s*(?:{names})" if names else r"(?!)")
+
+
+def _parts(message: Message) -> list[dict[str, str]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _texts(message: Message) -> list[str]:
+    return [part["text"] for part in _parts(message) if part["type"] == "text"]
+
+
+def _pattern(message: Message) -> re.Pattern[str]:
+    """Matches what a template may print for an answer: its texts, and anything for an image."""
+    texts = [
+        re.escape(part["text"]) if part["type"] == "text" else ".*?" for part in _parts(message)
+    ]
+    return re.compile("".join(texts), re.DOTALL)
+
+
+def _stripped(message: Message) -> Message:
+    """Strips the texts of an answer, as templates do that trim."""
+    if message["role"] != "assistant":
+        return message
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": content.strip()}
+    parts = [
+        {**part, "text": part["text"].strip()} if part["type"] == "text" else part
+        for part in content
+    ]
+    return {**message, "content": parts}
+
+
+def _marked(message: Message) -> Message:
+    """Puts the markers around an answer, into its first and last text where it has them there."""
+    if message["role"] != "assistant":
+        return message
+    content = message["content"]
+    if isinstance(content, str):
+        return {**message, "content": f"{START_MARKER}{content}{END_MARKER}"}
+    parts = list(content)
+    if not parts or parts[0]["type"] != "text":
+        parts.insert(0, {"type": "text", "text": ""})
+    parts[0] = {**parts[0], "text": START_MARKER + parts[0]["text"]}
+    if parts[-1]["type"] != "text":
+        parts.append({"type": "text", "text": ""})
+    parts[-1] = {**parts[-1], "text": parts[-1]["text"] + END_MARKER}
+    return {**message, "content": parts}

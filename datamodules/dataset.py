@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.bad_samples import BadSampleLog
 from datamodules.blend import Blend
-from datamodules.encoder import IGNORED, EncodedSample, NvilaEncoder
+from datamodules.collate import Encoded
 from datamodules.images import ImageStore
 from datamodules.permutation import mix
 from datamodules.record_index import RecordError, RecordIndex
+from datamodules.sample_encoder import SampleEncoder
 from sample_loaders.conversation import parse_llava
 from sample_loaders.errors import BadSample, Reason
 
@@ -52,7 +53,7 @@ class Source:
         """Names a sample by its file and its row, counted from 0."""
         return f"{self.name}#{self.rows[position]}"
 
-    def encode(self, position: int, encoder: NvilaEncoder) -> EncodedSample:
+    def encode(self, position: int, encoder: SampleEncoder[Any]) -> Encoded:
         """Reads and encodes a sample.
 
         Raises:
@@ -81,7 +82,11 @@ class TrainingSamples(Dataset):
     """
 
     def __init__(
-        self, sources: Sequence[Source], blend: Blend, encoder: NvilaEncoder, log: BadSampleLog
+        self,
+        sources: Sequence[Source],
+        blend: Blend,
+        encoder: SampleEncoder[Any],
+        log: BadSampleLog,
     ) -> None:
         assert [len(source) for source in sources] == list(blend.sizes)
         self.sources = tuple(sources)
@@ -92,7 +97,7 @@ class TrainingSamples(Dataset):
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, number: int) -> EncodedSample:
+    def __getitem__(self, number: int) -> Encoded:
         """Returns the sample with this global number.
 
         Raises:
@@ -129,7 +134,7 @@ class EvaluationSamples(Dataset):
     def __init__(
         self,
         sources: Sequence[Source],
-        encoder: NvilaEncoder,
+        encoder: SampleEncoder[Any],
         log: BadSampleLog,
         multiple_of: int,
     ) -> None:
@@ -142,7 +147,7 @@ class EvaluationSamples(Dataset):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, number: int) -> EncodedSample:
+    def __getitem__(self, number: int) -> Encoded:
         """Returns a sample.
 
         Raises:
@@ -151,7 +156,7 @@ class EvaluationSamples(Dataset):
         if not 0 <= number < self._length:
             raise IndexError(f"sample {number} of {self._length}")
         if number >= self._ends[-1]:
-            return self._filler(FILLER_KEY)
+            return self.encoder.filler(FILLER_KEY)
         index = int(np.searchsorted(self._ends, number, side="right"))
         source = self.sources[index]
         position = number - (int(self._ends[index - 1]) if index else 0)
@@ -160,15 +165,6 @@ class EvaluationSamples(Dataset):
         except BadSample as error:
             key = source.key(position)
             self.log.skip(key, source.name, error)
-            return self._filler(key)
+            return self.encoder.filler(key)
         self.log.accept()
         return sample
-
-    def _filler(self, key: str) -> EncodedSample:
-        size = self.encoder.assets.tile_size
-        return EncodedSample(
-            key=key,
-            tokens=np.array([self.encoder.assets.pad_token_id], dtype=np.int64),
-            labels=np.array([IGNORED], dtype=np.int64),
-            tiles=np.zeros((0, 3, size, size), dtype=np.uint8),
-        )

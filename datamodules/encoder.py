@@ -1,25 +1,17 @@
-"""From a conversation to tokens, labels and tiles, within a length that is known beforehand."""
+"""What the encoders of all families share: how they are set up, and what happens in which order."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic, TypeVar
 
 import numpy as np
 
-from datamodules.assets import EncodingAssets, load_assets
-from datamodules.conversation import (
-    IGNORED,
-    render_conversation,
-    shifted_labels,
-    tokenize_conversation,
-)
-from datamodules.images import ImageFolder, ImageStore, decode_image, image_size
-from models.nvila.hf_code.prompt_nvila_lite import (
-    IMAGE_TOKEN,
-    expand_images,
-    expand_tile_tokens,
-)
-from models.nvila.hf_code.tiling_nvila_lite import cut_tiles, tile_count
+from datamodules.assets import EncodingAssets
+from datamodules.collate import Encoded
+from datamodules.conversation import IGNORED
+from datamodules.images import ImageFolder, ImageStore
 from sample_loaders.conversation import ConversationSample, Turn
 from sample_loaders.errors import BadSample, Reason
 
@@ -35,46 +27,21 @@ class EncoderConfig:
         assets: Folder with the configuration and the tokenizer of the model.
         seq_length: No sample has more positions than this.
         image_folder: Where images are if `encode` is not told otherwise.
-        max_tiles: Largest grid of an image, the thumbnail not counted.
+        max_tiles: Largest number of tiles of an image; None takes the model's own.
         max_image_pixels: Larger images are bad samples.
     """
 
     assets: str
     seq_length: int
     image_folder: str = ""
-    max_tiles: int = 12
+    max_tiles: int | None = None
     max_image_pixels: int = LARGEST_IMAGE
 
     def __post_init__(self) -> None:
         for name in ("seq_length", "max_tiles", "max_image_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedSample:
-    """A sample ready for collation.
-
-    Attributes:
-        key: The sample's key.
-        tokens: int64 [length]; image positions hold the image id, each tile closed by a newline.
-        labels: int64 [length], already shifted; -100 where nothing is learnt.
-        tiles: uint8 [n, 3, H, W] in the order of their positions; n may be 0.
-    """
-
-    key: str
-    tokens: np.ndarray
-    labels: np.ndarray
-    tiles: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedImage:
-    """An image that is not decoded yet: its largest grid, and its tiles, thumbnail included."""
-
-    name: str
-    max_tiles: int
-    tiles: int
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,33 +50,27 @@ class EncodingPlan:
 
     Attributes:
         key: The sample's key.
-        tokens: int64 [length], image positions expanded.
+        tokens: int64 [length], image positions included.
         labels: int64 [length], already shifted.
-        images: The images to decode, in order.
     """
 
     key: str
     tokens: np.ndarray
     labels: np.ndarray
-    images: tuple[PlannedImage, ...]
 
     @property
     def length(self) -> int:
         """Number of positions."""
         return len(self.tokens)
 
-    @property
-    def tiles(self) -> int:
-        """Number of tiles of all images."""
-        return sum(image.tiles for image in self.images)
+
+Assets = TypeVar("Assets", bound=EncodingAssets)
+Plan = TypeVar("Plan", bound=EncodingPlan)
+Sample = TypeVar("Sample", bound=Encoded)
 
 
-class NvilaEncoder:
-    """Encodes conversations for models of the NVILA-Lite family.
-
-    A sample that is too long first gets smaller tile grids, the same bound for all of its images
-    and no image ever without a tile, then loses whole questions with their answers from the end.
-    Half an image or half a turn never goes in. All of this happens before an image is decoded.
+class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
+    """Encodes conversations in two steps: a plan without pixels, and decoding what it names.
 
     Args:
         config: How to encode.
@@ -119,11 +80,29 @@ class NvilaEncoder:
         self.config = config
 
     @cached_property
-    def assets(self) -> EncodingAssets:
+    def assets(self) -> Assets:
         """The tokenizer and the shapes; read when first used, so that checks can come first."""
-        return load_assets(self.config.assets)
+        return self._load_assets()
 
-    def encode(self, sample: ConversationSample, images: ImageStore | None = None) -> EncodedSample:
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills rows of a batch."""
+        return self.assets.pad_token_id
+
+    @property
+    def max_tiles(self) -> int:
+        """Largest number of tiles of an image."""
+        return self.config.max_tiles or self.assets.max_tiles
+
+    def prepare(self) -> None:
+        """Reads the assets, so that their errors come before any worker starts.
+
+        Raises:
+            ValueError: The assets do not suit.
+        """
+        _ = self.assets
+
+    def encode(self, sample: ConversationSample, images: ImageStore | None = None) -> Sample:
         """Encodes a sample.
 
         Args:
@@ -134,8 +113,7 @@ class NvilaEncoder:
             BadSample: The sample cannot be used.
         """
         store = self._store(images)
-        plan = self.plan(sample, store)
-        return self.decode(plan, store)
+        return self.decode(self.plan(sample, store), store)
 
     def length(self, sample: ConversationSample, images: ImageStore | None = None) -> int:
         """Returns the number of positions, reading no more of an image than its header.
@@ -145,47 +123,32 @@ class NvilaEncoder:
         """
         return self.plan(sample, images).length
 
-    def plan(self, sample: ConversationSample, images: ImageStore | None = None) -> EncodingPlan:
+    def plan(self, sample: ConversationSample, images: ImageStore | None = None) -> Plan:
         """Does everything that needs no pixels.
 
         Raises:
             BadSample: The sample cannot be used.
         """
-        store = self._store(images)
         self._check_texts(sample.turns)
-        sizes = [image_size(store, name, self.config.max_image_pixels) for name in sample.images]
-        turns = sample.turns
-        plan = self._fit(sample, turns, sizes)
-        while plan is None:
-            turns = turns[:-2]
-            if not any(turn.role == "assistant" for turn in turns):
-                raise BadSample(
-                    Reason.TOO_LONG,
-                    f"The first question and answer have more than "
-                    f"seq_length={self.config.seq_length} positions with one tile per image.",
-                )
-            plan = self._fit(sample, turns, sizes)
+        plan = self._plan(sample, self._store(images))
         if not (plan.labels != IGNORED).any():
             raise BadSample(Reason.NO_SUPERVISED_TOKEN, "No token of the sample would be learnt.")
         return plan
 
-    def decode(self, plan: EncodingPlan, images: ImageStore | None = None) -> EncodedSample:
-        """Adds the tiles to a plan.
+    @abstractmethod
+    def decode(self, plan: Plan, images: ImageStore | None = None) -> Sample:
+        """Adds the pixels to a plan.
 
         Raises:
             BadSample: An image is damaged.
         """
-        store = self._store(images)
-        size = self.assets.tile_size
-        cut = [np.zeros((0, 3, size, size), dtype=np.uint8)]
-        for image in plan.images:
-            pixels = decode_image(store, image.name, self.config.max_image_pixels)
-            tiles = cut_tiles(pixels, size, image.max_tiles)
-            assert len(tiles) == image.tiles, f"{image} was cut into {len(tiles)} tiles"
-            cut.append(tiles)
-        return EncodedSample(
-            key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=np.concatenate(cut)
-        )
+
+    @abstractmethod
+    def _load_assets(self) -> Assets: ...
+
+    @abstractmethod
+    def _plan(self, sample: ConversationSample, store: ImageStore) -> Plan:
+        """Plans a sample within the allowed length."""
 
     def _store(self, images: ImageStore | None) -> ImageStore:
         return ImageFolder(self.config.image_folder) if images is None else images
@@ -199,69 +162,20 @@ class NvilaEncoder:
                     f"Turn {number} holds the control token {found.group()!r}.",
                 )
 
-    def _fit(
-        self,
-        sample: ConversationSample,
-        turns: Sequence[Turn],
-        sizes: Sequence[tuple[int, int]],
-    ) -> EncodingPlan | None:
-        """Plans these turns with the largest grids that fit, or None if none do."""
-        used = _placeholders(turns)
-        grids = self._tile_counts(sizes[:used], self.config.max_tiles)
-        plan = self._plan_turns(sample, turns, grids, self.config.max_tiles)
-        if plan.length <= self.config.seq_length:
-            return plan
-        # A tile more or less is its image positions, its closing newline and its line of text.
-        positions = self.assets.tokens_per_tile + 2
-        for max_tiles in range(self.config.max_tiles - 1, 0, -1):
-            smaller = self._tile_counts(sizes[:used], max_tiles)
-            length = plan.length - (sum(grids) - sum(smaller)) * positions
-            if length <= self.config.seq_length:
-                fitted = self._plan_turns(sample, turns, smaller, max_tiles)
-                assert fitted.length == length, f"{fitted.length} positions, foretold {length}"
-                return fitted
-        return None
+    def _without_last_answer(self, turns: Sequence[Turn], images: str) -> Sequence[Turn]:
+        """Takes the last question and its answer away.
 
-    def _tile_counts(self, sizes: Sequence[tuple[int, int]], max_tiles: int) -> list[int]:
-        tile_size = self.assets.tile_size
-        return [tile_count(width, height, tile_size, max_tiles) for width, height in sizes]
+        Args:
+            turns: Turns that are too long.
+            images: How the images are counted, for the message.
 
-    def _plan_turns(
-        self,
-        sample: ConversationSample,
-        turns: Sequence[Turn],
-        tiles: Sequence[int],
-        max_tiles: int,
-    ) -> EncodingPlan:
-        assets = self.assets
-        rendered = render_conversation(_expand_turns(turns, tiles), assets.tokenizer)
-        ids, supervised = tokenize_conversation(rendered, assets.tokenizer)
-        found = int((ids == assets.image_token_id).sum())
-        assert found == sum(tiles), f"{found} tiles in the text of {sample.key}, not {sum(tiles)}"
-        tokens, origin = expand_tile_tokens(
-            ids, assets.image_token_id, assets.newline_token_id, assets.tokens_per_tile
-        )
-        names = sample.images[: len(tiles)]
-        return EncodingPlan(
-            key=sample.key,
-            tokens=tokens,
-            labels=shifted_labels(tokens, supervised[origin]),
-            images=tuple(
-                PlannedImage(name=name, max_tiles=max_tiles, tiles=count)
-                for name, count in zip(names, tiles, strict=True)
-            ),
-        )
-
-
-def _placeholders(turns: Sequence[Turn]) -> int:
-    return sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
-
-
-def _expand_turns(turns: Sequence[Turn], tiles: Sequence[int]) -> list[Turn]:
-    """Writes every tile's placeholder into the turn that its image stands in."""
-    expanded, first = [], 0
-    for turn in turns:
-        last = first + turn.text.count(IMAGE_TOKEN)
-        expanded.append(replace(turn, text=expand_images(turn.text, tiles[first:last])))
-        first = last
-    return expanded
+        Raises:
+            BadSample: There is only one answer.
+        """
+        if sum(turn.role == "assistant" for turn in turns) < 2:
+            raise BadSample(
+                Reason.TOO_LONG,
+                f"The first question and answer have more than "
+                f"seq_length={self.config.seq_length} positions with {images}.",
+            )
+        return turns[:-2]

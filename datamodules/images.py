@@ -54,8 +54,24 @@ def image_size(store: ImageStore, name: str, max_pixels: int) -> tuple[int, int]
         return _open(stream, name, max_pixels).size
 
 
-def decode_image(store: ImageStore, name: str, max_pixels: int) -> Image.Image:
+def without_alpha(image: Image.Image) -> Image.Image:
+    """Returns the colours of an image; what is transparent shows the colour behind it."""
+    return image.convert("RGB")
+
+
+def decode_image(
+    store: ImageStore,
+    name: str,
+    max_pixels: int,
+    to_rgb: Callable[[Image.Image], Image.Image] = without_alpha,
+) -> Image.Image:
     """Decodes an image to RGB; its EXIF orientation is ignored, as in the published training.
+
+    Args:
+        store: Where the image is.
+        name: The image.
+        max_pixels: Larger images are refused before they are decoded.
+        to_rgb: What becomes of transparency, where families differ.
 
     Raises:
         BadSample: As for `image_size`, or the file is damaged or cut short.
@@ -63,7 +79,8 @@ def decode_image(store: ImageStore, name: str, max_pixels: int) -> Image.Image:
     with store(name) as stream:
         image = _open(stream, name, max_pixels)
         try:
-            return image.convert("RGB")
+            image.load()
+            return to_rgb(image)
         except _DECODE_ERRORS as error:
             raise BadSample(
                 Reason.UNREADABLE_IMAGE, f"The image {name} cannot be decoded: {error}."

@@ -14,9 +14,8 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from datamodules.bad_samples import BadSampleLog
 from datamodules.blend import Blend, check_weights
-from datamodules.collate import Collator
 from datamodules.dataset import EvaluationSamples, Source, TrainingSamples
-from datamodules.encoder import EncoderConfig, NvilaEncoder
+from datamodules.sample_encoder import SampleEncoder, open_encoder
 from datamodules.split import SPLIT_PARTS, as_list, check_fractions, open_sources, split_sources
 
 
@@ -46,7 +45,8 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         seq_length: Longest sample in positions.
         micro_batch_size: Samples per micro-batch.
         global_batch_size: Samples per step over all ranks.
-        max_tiles: Largest tile grid of an image, the thumbnail not counted.
+        max_tiles: Largest number of tiles of an image, a thumbnail not counted; None takes what
+            the model's configuration says.
         num_workers: Worker processes of each loader.
         seed: Chooses the order of training.
         shuffle: False walks the training files in file order.
@@ -76,7 +76,7 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         seq_length: int = 4096,
         micro_batch_size: int = 1,
         global_batch_size: int = 8,
-        max_tiles: int = 12,
+        max_tiles: int | None = None,
         num_workers: int = 2,
         seed: int = 1234,
         shuffle: bool = True,
@@ -97,9 +97,11 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         self.image_folder = image_folder
         self.validation_image_folder = validation_image_folder
         self.test_image_folder = test_image_folder
+        self.assets = assets
         self.seq_length = seq_length
         self.micro_batch_size = micro_batch_size
         self.global_batch_size = global_batch_size
+        self.max_tiles = max_tiles
         self.num_workers = num_workers
         self.seed = seed
         self.shuffle = shuffle
@@ -111,15 +113,8 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self._check_arguments()
-        self.encoder = NvilaEncoder(
-            EncoderConfig(assets=assets, seq_length=seq_length, max_tiles=max_tiles)
-        )
-        self.data_sampler = MegatronDataSampler(
-            seq_len=seq_length,
-            micro_batch_size=micro_batch_size,
-            global_batch_size=global_batch_size,
-            dataloader_type="single",
-        )
+        self.data_sampler = self._sampler()
+        self._encoder: SampleEncoder[Any] | None = None
         self._sources: dict[str, list[Source]] | None = None
         self._resumed_order: dict[str, Any] | None = None
         self._reconfigured: pl.Trainer | None = None
@@ -135,8 +130,9 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
             return
         # Workers are forked after this; the tokenizers library would warn about that in each one.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        encoder = open_encoder(self.assets, self.seq_length, self.max_tiles)
         # Read here, and not in the workers, so that its errors come before anything starts.
-        _ = self.encoder.assets
+        encoder.prepare()
         sources = {
             "train": open_sources(self.train_paths, self.image_folder, "image_folder"),
             "validation": open_sources(
@@ -152,9 +148,15 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         }
         if self.split is not None:
             sources = split_sources(sources["train"], self.split, self.split_seed)
-        self._sources = sources
+        self._encoder, self._sources = encoder, sources
         if self._resumed_order is not None:
             self._check_order(self._resumed_order)
+
+    @property
+    def encoder(self) -> SampleEncoder[Any]:
+        """The encoder of the model that `assets` belongs to."""
+        assert self._encoder is not None, "setup() comes before the encoder"
+        return self._encoder
 
     def train_dataloader(self) -> WrappedDataLoader:
         """Returns the loader of training, which NeMo's sampler starts at the consumed samples."""
@@ -218,11 +220,20 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         self.data_sampler.prev_consumed_samples = state_dict["consumed_samples"]
         self.data_sampler.if_first_step = 1
 
+    def _sampler(self) -> MegatronDataSampler:
+        return MegatronDataSampler(
+            seq_len=self.seq_length,
+            micro_batch_size=self.micro_batch_size,
+            global_batch_size=self.global_batch_size,
+            dataloader_type="single",
+        )
+
     def _check_arguments(self) -> None:
         at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "pad_to_multiple_of")
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in (*at_least_one, "max_tiles"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1.")
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"global_batch_size is {self.global_batch_size}, but must be a multiple of "
@@ -303,18 +314,14 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         return self._loader(samples, "validation")
 
     def _loader(self, samples: TrainingSamples | EvaluationSamples, mode: str) -> WrappedDataLoader:
-        collator = Collator(
-            pad_token_id=self.encoder.assets.pad_token_id,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-            fixed_length=self.seq_length if self.pad_to_seq_length else None,
-        )
+        fixed_length = self.seq_length if self.pad_to_seq_length else None
         return WrappedDataLoader(
             mode=mode,
             dataset=samples,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
-            collate_fn=collator,
+            collate_fn=self.encoder.collator(self.pad_to_multiple_of, fixed_length),
         )
 
     def _order(self) -> dict[str, Any]:

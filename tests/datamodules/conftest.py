@@ -1,4 +1,7 @@
-"""A nano tokenizer with ChatML, and an assets folder of a model with 4 tokens per tile of 56 px."""
+"""Assets folders of nano models: NVILA with 4 tokens per tile of 56 px, MLlama with tiles of 28 px.
+
+Both tokenizers are byte-level BPE; one has ChatML, the other a template in the manner of Llama 3.2.
+"""
 
 import json
 from pathlib import Path
@@ -6,10 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import MllamaConfig, MllamaImageProcessor, PreTrainedTokenizerFast
 
-from datamodules.encoder import EncoderConfig, NvilaEncoder
+from datamodules.encoder import EncoderConfig
+from datamodules.mllama_encoder import MllamaEncoder
+from datamodules.nvila_encoder import NvilaEncoder
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 
 SYSTEM = "あなたは日本語で答えるアシスタントです。"
@@ -22,6 +36,41 @@ CHATML = (
     "{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As Llama 3.2 does it: the head depends on whether an image follows anywhere, a system turn must be
+# a string and is refused together with images, and the date is today's unless one is given.
+LLAMA = (
+    "{{- bos_token }}"
+    "{%- if date_string is not defined %}{%- set date_string = strftime_now('%d %b %Y') %}"
+    "{%- endif %}"
+    "{%- set rules = '' %}{%- set turns = messages %}"
+    "{%- if messages[0].role == 'system' %}"
+    "{%- set rules = messages[0].content | trim %}{%- set turns = messages[1:] %}{%- endif %}"
+    "{%- set seen = namespace(image=false) %}"
+    "{%- for turn in turns %}{%- for part in turn.content %}{%- if part.type == 'image' %}"
+    "{%- set seen.image = true %}{%- endif %}{%- endfor %}{%- endfor %}"
+    "{%- if seen.image and rules %}"
+    "{{- raise_exception('Rules and images do not go together') }}{%- endif %}"
+    "{%- if not seen.image %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\n\nDay: ' + date_string + '\n\n' }}"
+    "{{- rules + '<|eot_id|>' }}{%- endif %}"
+    "{%- for turn in turns %}"
+    "{{- '<|start_header_id|>' + turn.role + '<|end_header_id|>\n\n' }}"
+    "{%- if turn.content is string %}{{- turn.content }}{%- else %}"
+    "{%- for part in turn.content %}"
+    "{{- '<|image|>' if part.type == 'image' else part.text }}{%- endfor %}{%- endif %}"
+    "{{- '<|eot_id|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}"
+    "{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}"
+)
+LLAMA_SPECIAL = [
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|finetune_right_pad_id|>",
+]
 SENTENCES = [
     SYSTEM,
     "この画像の数字は何ですか?",
@@ -30,7 +79,7 @@ SENTENCES = [
 ]
 
 
-def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+def train_core(special: list[str]) -> Tokenizer:
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -42,10 +91,15 @@ def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=special,
         show_progress=False,
     )
     core.train_from_iterator(SENTENCES * 4, trainer)
+    return core
+
+
+def make_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    core = train_core(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<|endoftext|>",
@@ -64,7 +118,7 @@ def tokenizer():
     return make_tokenizer()
 
 
-def write_assets(folder: Path, tokenizer) -> Path:
+def write_assets(folder: Path, tokenizer, **options) -> Path:
     """2x2 compression of 4x4 patches: 4 tokens per tile."""
     tokenizer.save_pretrained(folder)
     NVILALiteConfig(
@@ -73,6 +127,7 @@ def write_assets(folder: Path, tokenizer) -> Path:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         newline_token_id=tokenizer.encode("\n", add_special_tokens=False)[0],
         mm_projector_type="mlp_downsample_2x2_fix",
+        **options,
     ).save_pretrained(folder)
     return folder
 
@@ -117,6 +172,71 @@ def llava(*texts: str, image=None, system: str | None = None) -> dict:
         turns.insert(0, {"from": "system", "value": system})
     record = {"id": "r", "conversations": turns}
     return record if image is None else {**record, "image": image}
+
+
+def make_llama_tokenizer(template: str | None = LLAMA) -> PreTrainedTokenizerFast:
+    """`<|image|>` is the last token; like Llama's, it puts the first one before a text."""
+    core = train_core(LLAMA_SPECIAL)
+    begin = "<|begin_of_text|>"
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A", special_tokens=[(begin, core.token_to_id(begin))]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=begin,
+        eos_token="<|eot_id|>",
+        pad_token="<|finetune_right_pad_id|>",
+        clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    tokenizer.add_tokens([AddedToken("<|image|>", special=True, normalized=False)])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer():
+    return make_llama_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer_with():
+    """Makes a tokenizer with another chat template."""
+    return make_llama_tokenizer
+
+
+def write_llama_assets(folder: Path, tokenizer, processor=None, **options) -> Path:
+    """At most 4 tiles of 28 px."""
+    tokenizer.save_pretrained(folder)
+    image = tokenizer.get_vocab().get("<|image|>", 0)
+    MllamaConfig(
+        text_config={"vocab_size": image, "pad_token_id": tokenizer.pad_token_id},
+        vision_config={"image_size": 28, "patch_size": 14, "max_num_tiles": 4},
+        image_token_index=options.get("image_token_index", image),
+    ).save_pretrained(folder)
+    settings = {"size": {"height": 28, "width": 28}, "max_image_tiles": 4, **(processor or {})}
+    MllamaImageProcessor(**settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_llama_assets():
+    """Writes an assets folder of a nano MLlama for a tokenizer."""
+    return write_llama_assets
+
+
+@pytest.fixture(scope="session")
+def llama_assets(tmp_path_factory, llama_tokenizer) -> str:
+    return str(write_llama_assets(tmp_path_factory.mktemp("llama_assets"), llama_tokenizer))
+
+
+@pytest.fixture(scope="session")
+def make_llama_encoder(llama_assets, images):
+    def make(**options) -> MllamaEncoder:
+        settings = {"assets": llama_assets, "image_folder": images, "seq_length": 512, **options}
+        return MllamaEncoder(EncoderConfig(**settings))
+
+    return make
 
 
 @pytest.fixture(scope="session")

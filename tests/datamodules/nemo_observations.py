@@ -232,9 +232,29 @@ def first_batch(settings):
     return found
 
 
+def other_family(settings):
+    """Keys and shapes of the first micro-batches of the other family, read by two workers."""
+    data = make(settings, assets=settings["llama_assets"], num_workers=2)
+    connect(data, Trainer(), 1)
+    parallel_state.get_data_parallel_rank = lambda: 0
+    parallel_state.get_data_parallel_world_size = lambda: 1
+    batches = iter(data.data_sampler.transform_dataloader(data.train_dataloader()))
+    read = [next(batches) for _ in range(12)]
+    validation = make(settings, assets=settings["llama_assets"])
+    connect(validation, Trainer(), 1)
+    return {
+        "keys": [batch["sample_keys"] for batch in read],
+        "images": [batch["images_per_sample"].tolist() for batch in read],
+        "spans": [batch["image_spans"].tolist() for batch in read],
+        "tiles": [list(batch["tiles"].shape) for batch in read],
+        "lengths": [(batch["labels"] >= 0).sum(1).tolist() for batch in read],
+        "validation": steps_of(validation, 1, 100, "val_dataloader"),
+    }
+
+
 def main():
     settings = json.loads(sys.argv[1])
-    observe = (orders, resumes, refusals, limits, evaluation, copies, first_batch)
+    observe = (orders, resumes, refusals, limits, evaluation, copies, first_batch, other_family)
     result = {part.__name__: part(settings) for part in observe}
     with open(settings["result"], "w", encoding="utf-8") as file:
         json.dump(result, file)

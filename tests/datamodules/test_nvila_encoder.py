@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.assets import load_assets
-from datamodules.encoder import EncoderConfig, NvilaEncoder
+from datamodules.encoder import EncoderConfig
+from datamodules.nvila_assets import load_nvila_assets
+from datamodules.nvila_encoder import NvilaEncoder
 from models.nvila.hf_code.tiling_nvila_lite import cut_tiles
 from sample_loaders.conversation import parse_llava
 from sample_loaders.errors import BadSample, Reason
@@ -111,6 +112,13 @@ def test_tile_bound_of_the_configuration(make_encoder, make_record):
     assert len(make_encoder().encode(sample).tiles) == 13
     assert len(make_encoder(max_tiles=6).encode(sample).tiles) == 7
     assert len(make_encoder(max_tiles=1).encode(sample).tiles) == 1
+
+
+def test_tile_bound_of_the_model(make_encoder, make_record, tmp_path, tokenizer, new_assets):
+    folder = new_assets(tmp_path, tokenizer, max_tiles=6)
+    sample = parsed(make_record("<image>Q", "A", image="photo.jpg"))
+    assert len(make_encoder(assets=str(folder)).encode(sample).tiles) == 7
+    assert len(make_encoder(assets=str(folder), max_tiles=12).encode(sample).tiles) == 13
 
 
 def test_grids_shrink_until_the_sample_fits(make_encoder, make_record):
@@ -223,8 +231,8 @@ def test_every_colour_mode_becomes_rgb(make_encoder, make_record, tmp_path, mode
 def test_sample_without_supervised_token(make_encoder, make_record, monkeypatch):
     # No parsed sample gets here; the guard stands for other sources of samples.
     monkeypatch.setattr(
-        "datamodules.encoder.tokenize_conversation",
-        lambda rendered, tokenizer: (np.array([5, 6]), np.array([True, False])),
+        "datamodules.nvila_encoder.tokenize_conversation",
+        lambda rendered, tokenizer, image_text: (np.array([5, 6]), np.array([True, False])),
     )
     with pytest.raises(BadSample) as caught:
         make_encoder().encode(parsed(make_record("Q", "A")))
@@ -240,14 +248,14 @@ def test_other_store_of_images(make_encoder, make_record, images):
 
 def test_assets_that_do_not_suit(tmp_path, tokenizer_with, new_assets):
     with pytest.raises(ValueError, match="none"):
-        load_assets(str(tmp_path / "none"))
+        load_nvila_assets(str(tmp_path / "none"))
     no_template = new_assets(tmp_path / "a", tokenizer_with(None))
     with pytest.raises(ValueError, match="has no chat template"):
-        load_assets(str(no_template))
+        load_nvila_assets(str(no_template))
     no_pad = tokenizer_with()
     no_pad.pad_token = None
     with pytest.raises(ValueError, match="has no pad token"):
-        load_assets(str(new_assets(tmp_path / "b", no_pad)))
+        load_nvila_assets(str(new_assets(tmp_path / "b", no_pad)))
 
 
 def test_tokenizer_without_image_token(tmp_path, tokenizer_with, new_assets):
@@ -256,7 +264,20 @@ def test_tokenizer_without_image_token(tmp_path, tokenizer_with, new_assets):
         if "token" in file.name:
             file.write_text(file.read_text().replace('"<image>"', '"<picture>"'))
     with pytest.raises(ValueError, match="has no <image> token"):
-        load_assets(str(folder))
+        load_nvila_assets(str(folder))
+
+
+def test_template_that_refuses_a_conversation(
+    make_encoder, make_record, tmp_path, tokenizer_with, new_assets
+):
+    template = tokenizer_with().chat_template
+    refusing = "{% if messages[0]['content'] == 'no' %}{{ raise_exception('not so') }}{% endif %}"
+    folder = new_assets(tmp_path, tokenizer_with(refusing + template))
+    encoder = make_encoder(assets=str(folder))
+    assert encoder.length(parsed(make_record("yes", "A"))) > 0
+    with pytest.raises(BadSample, match="refuses the turns user, assistant: not so") as caught:
+        encoder.encode(parsed(make_record("no", "A")))
+    assert caught.value.reason == Reason.TEMPLATE_REFUSES
 
 
 @pytest.mark.parametrize("name", ["seq_length", "max_tiles", "max_image_pixels"])

@@ -12,7 +12,7 @@ GLOBAL_BATCH = 8
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory, write_jsonl, make_record, assets, images):
+def settings(tmp_path_factory, write_jsonl, make_record, assets, llama_assets, images):
     folder = tmp_path_factory.mktemp("preloaded")
 
     def write(name, rows, **options):
@@ -44,6 +44,8 @@ def settings(tmp_path_factory, write_jsonl, make_record, assets, images):
         {"micro_batch_size": 0},
         {"global_batch_size": 0},
         {"num_workers": -1},
+        {"max_tiles": 0},
+        {"assets": llama_assets, "max_tiles": 5},
         {"seq_length": 129},
         {"split": [0.5, 0.3, 0.2]},
         {"split": [0.5, 0.3], "validation_paths": None, "test_paths": None},
@@ -52,7 +54,12 @@ def settings(tmp_path_factory, write_jsonl, make_record, assets, images):
         {"assets": missing},
         {"max_bad_samples_in_a_row": -1},
     ]
-    return {"arguments": arguments, "refused": refused, "result": str(folder / "result.json")}
+    return {
+        "arguments": arguments,
+        "llama_assets": llama_assets,
+        "refused": refused,
+        "result": str(folder / "result.json"),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +196,22 @@ def test_micro_batches_follow_the_contract(observed):
         assert {tuple(entry[1]) for name, entry in batch.items() if name != "tiles"} == {
             (rows, length)
         }
+
+
+def test_other_family_is_read_in_the_same_order(observed, uninterrupted, settings):
+    other = observed["other_family"]
+    assert [key for batch in other["keys"] for key in batch] == sum(uninterrupted[:3], [])
+    with_image = settings["arguments"]["train_paths"][1]
+    for keys, images, spans, tiles in zip(
+        other["keys"], other["images"], other["spans"], other["tiles"], strict=True
+    ):
+        assert images == [int(key.startswith(with_image)) for key in keys]
+        # An image of 56 px is four tiles of 28 px.
+        assert tiles == [4 * sum(images), 3, 28, 28]
+        assert len(spans) == sum(images)
+        assert all(0 < start < end <= 128 for start, end in spans)
+    assert {0, 1} == {sum(images) for images in other["images"]}
+    assert min(count for batch in other["lengths"] for count in batch) > 0
+    validation = [key for step in other["validation"] for key in step]
+    expected = [f"{settings['arguments']['validation_paths']}#{row}" for row in range(11)]
+    assert validation == expected + ["filler"] * 5

@@ -1,0 +1,152 @@
+"""Samples of the MLlama family: an image takes one position, and later text attends to it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
+from datamodules.encoder import ConversationEncoder, EncodingPlan
+from datamodules.images import ImageStore, decode_image, image_size
+from datamodules.mllama_assets import MllamaAssets, load_mllama_assets
+from datamodules.mllama_collate import MllamaCollator, MllamaSample
+from models.mllama.image_spans import image_spans
+from models.mllama.prompt import IMAGE_PLACEHOLDER, IMAGE_TOKEN, chat_message
+from models.mllama.tiling import Canvas, aspect_ratio_id, choose_canvas, cut_tiles, on_white
+from sample_loaders.conversation import ConversationSample, Turn
+from sample_loaders.errors import BadSample, Reason
+
+_IMAGE_TEXT = re.compile(re.escape(IMAGE_TOKEN))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedMllamaImage:
+    """An image that is not decoded yet, and the canvas that it will fill."""
+
+    name: str
+    canvas: Canvas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MllamaPlan(EncodingPlan):
+    """A sample whose positions are all known while no image is decoded.
+
+    Attributes:
+        images: The images to decode, in the order of their positions.
+    """
+
+    images: tuple[PlannedMllamaImage, ...]
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles of all images."""
+        return sum(image.canvas.tiles for image in self.images)
+
+
+class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample]):
+    """Encodes conversations for models of the MLlama family.
+
+    A sample that is too long loses whole questions with their answers, and the images in them, from
+    the end; smaller canvases would not make it shorter. An image that is lost is not even looked
+    at, and no image is kept without its position.
+
+    Args:
+        config: How to encode.
+    """
+
+    def decode(self, plan: MllamaPlan, images: ImageStore | None = None) -> MllamaSample:
+        """Adds the tiles to a plan.
+
+        Raises:
+            BadSample: An image is damaged.
+        """
+        store = self._store(images)
+        cut = [self._no_tiles()]
+        for image in plan.images:
+            pixels = decode_image(store, image.name, self.config.max_image_pixels, on_white)
+            tiles = cut_tiles(pixels, self.assets.tile_size, self.max_tiles)
+            assert len(tiles) == image.canvas.tiles, f"{image} was cut into {len(tiles)} tiles"
+            cut.append(tiles)
+        canvases = [image.canvas for image in plan.images]
+        ids = [aspect_ratio_id(canvas, self.assets.max_tiles) for canvas in canvases]
+        return MllamaSample(
+            key=plan.key,
+            tokens=plan.tokens,
+            labels=plan.labels,
+            tiles=np.concatenate(cut),
+            tiles_per_image=np.array([canvas.tiles for canvas in canvases], dtype=np.int64),
+            aspect_ratio_ids=np.array(ids, dtype=np.int64),
+            image_spans=image_spans(plan.tokens, self.assets.image_token_id),
+        )
+
+    def filler(self, key: str) -> MllamaSample:
+        """Makes a sample of one pad token, without label and image."""
+        return MllamaSample(
+            key=key,
+            tokens=np.array([self.pad_token_id], dtype=np.int64),
+            labels=np.array([IGNORED], dtype=np.int64),
+            tiles=self._no_tiles(),
+            tiles_per_image=np.zeros(0, dtype=np.int64),
+            aspect_ratio_ids=np.zeros(0, dtype=np.int64),
+            image_spans=np.zeros((0, 2), dtype=np.int64),
+        )
+
+    def collator(self, pad_to_multiple_of: int, fixed_length: int | None) -> MllamaCollator:
+        """Makes what joins samples to micro-batches."""
+        return MllamaCollator(
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=pad_to_multiple_of,
+            fixed_length=fixed_length,
+        )
+
+    def _load_assets(self) -> MllamaAssets:
+        assets = load_mllama_assets(self.config.assets)
+        if self.config.max_tiles is not None and self.config.max_tiles > assets.max_tiles:
+            raise ValueError(
+                f"max_tiles is {self.config.max_tiles}, but the model in {self.config.assets} has "
+                f"no more than {assets.max_tiles} tiles per image."
+            )
+        return assets
+
+    def _plan(self, sample: ConversationSample, store: ImageStore) -> MllamaPlan:
+        turns: Sequence[Turn] = sample.turns
+        tokens, supervised = self._tokenize(turns)
+        while len(tokens) > self.config.seq_length:
+            turns = self._without_last_answer(turns, "one for each image")
+            tokens, supervised = self._tokenize(turns)
+        names = sample.images[: _placeholders(turns)]
+        return MllamaPlan(
+            key=sample.key,
+            tokens=tokens,
+            labels=shifted_labels(tokens, supervised),
+            images=tuple(
+                PlannedMllamaImage(name=name, canvas=self._canvas(store, name)) for name in names
+            ),
+        )
+
+    def _tokenize(self, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids int64 [length] of these turns, and whether each is learnt."""
+        template = self.assets.template
+        rendered = template.render([chat_message(turn.role, turn.text) for turn in turns])
+        ids, supervised = tokenize_conversation(rendered, template.tokenizer, _IMAGE_TEXT)
+        found = int((ids == self.assets.image_token_id).sum())
+        if found != _placeholders(turns):
+            raise BadSample(
+                Reason.TEMPLATE_CHANGES,
+                f"The chat template prints {found} of the {_placeholders(turns)} images of the "
+                f"conversation.",
+            )
+        return ids, supervised
+
+    def _canvas(self, store: ImageStore, name: str) -> Canvas:
+        width, height = image_size(store, name, self.config.max_image_pixels)
+        return choose_canvas(width, height, self.assets.tile_size, self.max_tiles)
+
+    def _no_tiles(self) -> np.ndarray:
+        size = self.assets.tile_size
+        return np.zeros((0, 3, size, size), dtype=np.uint8)
+
+
+def _placeholders(turns: Sequence[Turn]) -> int:
+    return sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)

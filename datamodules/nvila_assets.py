@@ -1,0 +1,67 @@
+"""What encoding needs to know of a model of the NVILA-Lite family."""
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from datamodules.assets import EncodingAssets, control_tokens, find_image_token, load_tokenizer
+from datamodules.conversation import Message, check_chat_template
+from models.checkpoint_paths import find_assets
+from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvilaAssets(EncodingAssets):
+    """The parts of an assets folder that encoding uses; `max_tiles` counts no thumbnail.
+
+    Attributes:
+        newline_token_id: Id that closes every tile.
+        tokens_per_tile: Image positions of a tile, the closing newline not counted.
+    """
+
+    newline_token_id: int
+    tokens_per_tile: int
+
+
+def nvila_message(role: str, text: str) -> Message:
+    """Makes the message of one turn for the chat template."""
+    return {"role": role, "content": text}
+
+
+def load_nvila_assets(folder: str) -> NvilaAssets:
+    """Reads an assets folder (`config.json` of a NVILALiteConfig and the tokenizer's files).
+
+    Args:
+        folder: The folder, or a checkpoint or the folder of a run that has one.
+
+    Raises:
+        ValueError: The folder or its tokenizer lacks something that encoding needs.
+    """
+    folder = str(find_assets(folder))
+    config = NVILALiteConfig.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    image, newline = _image_tokens(tokenizer, folder)
+    return NvilaAssets(
+        template=check_chat_template(tokenizer, nvila_message),
+        image_token_id=image,
+        newline_token_id=newline,
+        pad_token_id=tokenizer.pad_token_id,
+        tile_size=config.tile_size,
+        max_tiles=config.max_tiles,
+        tokens_per_tile=config.tokens_per_tile,
+        control_tokens=control_tokens(tokenizer, allowed=IMAGE_TOKEN),
+    )
+
+
+def _image_tokens(tokenizer: PreTrainedTokenizerBase, folder: str) -> tuple[int, int]:
+    """Finds the ids of image and newline, and proves that tiles keep their tokens to themselves."""
+    image = find_image_token(tokenizer, IMAGE_TOKEN, folder)
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    two_tiles = tokenizer.encode(f"{IMAGE_TOKEN}\n" * 2, add_special_tokens=False)
+    if len(newline) != 1 or two_tiles != [image, *newline] * 2:
+        raise ValueError(
+            f"The tokenizer in {folder} reads two tiles as {two_tiles}, but {IMAGE_TOKEN} and a "
+            f"newline must be one token each."
+        )
+    return image, newline[0]

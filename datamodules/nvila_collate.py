@@ -1,0 +1,44 @@
+"""Micro-batches of the NVILA-Lite family."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.collate import TextRows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvilaSample:
+    """A sample ready for collation.
+
+    Attributes:
+        key: The sample's key.
+        tokens: int64 [length]; image positions hold the image id, each tile closed by a newline.
+        labels: int64 [length], already shifted; -100 where nothing is learnt.
+        tiles: uint8 [n, 3, H, W] in the order of their positions; n may be 0.
+    """
+
+    key: str
+    tokens: np.ndarray
+    labels: np.ndarray
+    tiles: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvilaCollator(TextRows):
+    """Joins samples: their text as rows, and their tiles one after the other."""
+
+    def __call__(self, samples: Sequence[NvilaSample]) -> dict[str, Any]:
+        """Builds a micro-batch.
+
+        Returns:
+            The text as `TextRows.join` gives it, and tiles uint8 [n, 3, H, W], of all samples in
+            order.
+        """
+        return {
+            **self.join(samples),
+            "tiles": torch.from_numpy(np.concatenate([sample.tiles for sample in samples])),
+        }

@@ -1,0 +1,181 @@
+"""Samples of the NVILA-Lite family: every tile takes positions of the text."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
+from datamodules.encoder import ConversationEncoder, EncodingPlan
+from datamodules.images import ImageStore, decode_image, image_size
+from datamodules.nvila_assets import NvilaAssets, load_nvila_assets, nvila_message
+from datamodules.nvila_collate import NvilaCollator, NvilaSample
+from models.nvila.hf_code.prompt_nvila_lite import (
+    IMAGE_TOKEN,
+    expand_images,
+    expand_tile_tokens,
+)
+from models.nvila.hf_code.tiling_nvila_lite import cut_tiles, tile_count
+from sample_loaders.conversation import ConversationSample, Turn
+from sample_loaders.errors import BadSample, Reason
+
+# The newline after a tile belongs to the image, so it is no part of an answer either.
+_TILE_TEXT = re.compile(re.escape(IMAGE_TOKEN) + r"\n?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedNvilaImage:
+    """An image that is not decoded yet: its largest grid, and its tiles, thumbnail included."""
+
+    name: str
+    max_tiles: int
+    tiles: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvilaPlan(EncodingPlan):
+    """A sample whose positions are all known while no image is decoded.
+
+    Attributes:
+        images: The images to decode, in order.
+    """
+
+    images: tuple[PlannedNvilaImage, ...]
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles of all images."""
+        return sum(image.tiles for image in self.images)
+
+
+class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
+    """Encodes conversations for models of the NVILA-Lite family.
+
+    A sample that is too long first gets smaller tile grids, the same bound for all of its images
+    and no image ever without a tile, then loses whole questions with their answers from the end.
+    Half an image or half a turn never goes in. All of this happens before an image is decoded.
+
+    Args:
+        config: How to encode; `max_tiles` does not count the thumbnail.
+    """
+
+    def decode(self, plan: NvilaPlan, images: ImageStore | None = None) -> NvilaSample:
+        """Adds the tiles to a plan.
+
+        Raises:
+            BadSample: An image is damaged.
+        """
+        store = self._store(images)
+        size = self.assets.tile_size
+        cut = [np.zeros((0, 3, size, size), dtype=np.uint8)]
+        for image in plan.images:
+            pixels = decode_image(store, image.name, self.config.max_image_pixels)
+            tiles = cut_tiles(pixels, size, image.max_tiles)
+            assert len(tiles) == image.tiles, f"{image} was cut into {len(tiles)} tiles"
+            cut.append(tiles)
+        return NvilaSample(
+            key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=np.concatenate(cut)
+        )
+
+    def filler(self, key: str) -> NvilaSample:
+        """Makes a sample of one pad token, without label and image."""
+        size = self.assets.tile_size
+        return NvilaSample(
+            key=key,
+            tokens=np.array([self.pad_token_id], dtype=np.int64),
+            labels=np.array([IGNORED], dtype=np.int64),
+            tiles=np.zeros((0, 3, size, size), dtype=np.uint8),
+        )
+
+    def collator(self, pad_to_multiple_of: int, fixed_length: int | None) -> NvilaCollator:
+        """Makes what joins samples to micro-batches."""
+        return NvilaCollator(
+            pad_token_id=self.pad_token_id,
+            pad_to_multiple_of=pad_to_multiple_of,
+            fixed_length=fixed_length,
+        )
+
+    def _load_assets(self) -> NvilaAssets:
+        return load_nvila_assets(self.config.assets)
+
+    def _plan(self, sample: ConversationSample, store: ImageStore) -> NvilaPlan:
+        sizes = [image_size(store, name, self.config.max_image_pixels) for name in sample.images]
+        turns: Sequence[Turn] = sample.turns
+        plan = self._fit(sample, turns, sizes)
+        while plan is None:
+            turns = self._without_last_answer(turns, "one tile per image")
+            plan = self._fit(sample, turns, sizes)
+        return plan
+
+    def _fit(
+        self,
+        sample: ConversationSample,
+        turns: Sequence[Turn],
+        sizes: Sequence[tuple[int, int]],
+    ) -> NvilaPlan | None:
+        """Plans these turns with the largest grids that fit, or None if none do."""
+        used = _placeholders(turns)
+        grids = self._tile_counts(sizes[:used], self.max_tiles)
+        plan = self._plan_turns(sample, turns, grids, self.max_tiles)
+        if plan.length <= self.config.seq_length:
+            return plan
+        # A tile more or less is its image positions, its closing newline and its line of text.
+        positions = self.assets.tokens_per_tile + 2
+        for max_tiles in range(self.max_tiles - 1, 0, -1):
+            smaller = self._tile_counts(sizes[:used], max_tiles)
+            length = plan.length - (sum(grids) - sum(smaller)) * positions
+            if length <= self.config.seq_length:
+                fitted = self._plan_turns(sample, turns, smaller, max_tiles)
+                assert fitted.length == length, f"{fitted.length} positions, foretold {length}"
+                return fitted
+        return None
+
+    def _tile_counts(self, sizes: Sequence[tuple[int, int]], max_tiles: int) -> list[int]:
+        tile_size = self.assets.tile_size
+        return [tile_count(width, height, tile_size, max_tiles) for width, height in sizes]
+
+    def _plan_turns(
+        self,
+        sample: ConversationSample,
+        turns: Sequence[Turn],
+        tiles: Sequence[int],
+        max_tiles: int,
+    ) -> NvilaPlan:
+        assets = self.assets
+        messages = [nvila_message(turn.role, turn.text) for turn in _expand_turns(turns, tiles)]
+        rendered = assets.template.render(messages)
+        ids, supervised = tokenize_conversation(rendered, assets.tokenizer, _TILE_TEXT)
+        found = int((ids == assets.image_token_id).sum())
+        if found != sum(tiles):
+            raise BadSample(
+                Reason.TEMPLATE_CHANGES,
+                f"The chat template prints {found} tiles for images of {sum(tiles)}.",
+            )
+        tokens, origin = expand_tile_tokens(
+            ids, assets.image_token_id, assets.newline_token_id, assets.tokens_per_tile
+        )
+        names = sample.images[: len(tiles)]
+        return NvilaPlan(
+            key=sample.key,
+            tokens=tokens,
+            labels=shifted_labels(tokens, supervised[origin]),
+            images=tuple(
+                PlannedNvilaImage(name=name, max_tiles=max_tiles, tiles=count)
+                for name, count in zip(names, tiles, strict=True)
+            ),
+        )
+
+
+def _placeholders(turns: Sequence[Turn]) -> int:
+    return sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
+
+
+def _expand_turns(turns: Sequence[Turn], tiles: Sequence[int]) -> list[Turn]:
+    """Writes every tile's placeholder into the turn that its image stands in."""
+    expanded, first = [], 0
+    for turn in turns:
+        last = first + turn.text.count(IMAGE_TOKEN)
+        expanded.append(replace(turn, text=expand_images(turn.text, tiles[first:last])))
+        first = last
+    return expanded

@@ -1,0 +1,92 @@
+"""The one thing that data modules know of a model family: its encoder."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from datamodules.collate import Encoded
+from datamodules.encoder import EncoderConfig
+from datamodules.images import ImageStore
+from datamodules.mllama_encoder import MllamaEncoder
+from datamodules.nvila_encoder import NvilaEncoder
+from models.checkpoint_paths import find_assets
+from sample_loaders.conversation import ConversationSample
+
+Sample = TypeVar("Sample", bound=Encoded)
+
+
+class SampleEncoder(Protocol[Sample]):
+    """Makes the samples and the micro-batches of a model family."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills rows of a batch."""
+        ...
+
+    def prepare(self) -> None:
+        """Reads the assets, so that their errors come before any worker starts.
+
+        Raises:
+            ValueError: The assets do not suit.
+        """
+        ...
+
+    def encode(self, sample: ConversationSample, images: ImageStore | None = None) -> Sample:
+        """Encodes a sample.
+
+        Raises:
+            BadSample: The sample cannot be used.
+        """
+        ...
+
+    def length(self, sample: ConversationSample, images: ImageStore | None = None) -> int:
+        """Returns the number of positions, reading no more of an image than its header.
+
+        Raises:
+            BadSample: The sample cannot be used.
+        """
+        ...
+
+    def filler(self, key: str) -> Sample:
+        """Makes a sample of one pad token, without label and image."""
+        ...
+
+    def collator(
+        self, pad_to_multiple_of: int, fixed_length: int | None
+    ) -> Callable[[Sequence[Sample]], dict[str, Any]]:
+        """Makes what joins samples to micro-batches."""
+        ...
+
+
+# By the `model_type` of a configuration.
+_ENCODERS: dict[str, Callable[[EncoderConfig], SampleEncoder[Any]]] = {
+    "mllama": MllamaEncoder,
+    "nvila_lite": NvilaEncoder,
+}
+
+
+def open_encoder(assets: str, seq_length: int, max_tiles: int | None = None) -> SampleEncoder[Any]:
+    """Makes the encoder of the model that an assets folder belongs to.
+
+    Args:
+        assets: The folder, or a checkpoint or the folder of a run that has one.
+        seq_length: No sample has more positions than this.
+        max_tiles: Largest number of tiles of an image; None takes the model's own.
+
+    Raises:
+        ValueError: An argument does not suit, or nothing here encodes for such a model.
+    """
+    config = EncoderConfig(assets=assets, seq_length=seq_length, max_tiles=max_tiles)
+    path = Path(find_assets(assets)) / "config.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"The file {path} is not JSON: {error}.") from error
+    model_type = content.get("model_type") if isinstance(content, dict) else None
+    if model_type not in _ENCODERS:
+        raise ValueError(
+            f"The file {path} has model_type {model_type!r}, but samples can be encoded for "
+            f"{' and '.join(_ENCODERS)} only."
+        )
+    return _ENCODERS[model_type](config)

@@ -127,12 +127,20 @@ class FamilyConfig(TransformerConfig, io.IOMixin):
         """Refuse layouts that this model cannot be computed in.
 
         Raises:
-            ValueError: context parallelism.
+            ValueError: context parallelism, or interleaved pipeline stages.
         """
         if self.context_parallel_size > 1:
             raise ValueError(
                 f"context_parallel_size: {self.context_parallel_size} is not supported for "
                 f"{self.FAMILY}; use 1 and, for long sequences, tensor and sequence parallelism."
+            )
+        if self.virtual_pipeline_model_parallel_size is not None:
+            # Stages exchange the shapes of their micro-batches; Megatron-Core's interleaved
+            # schedule was seen to wait for ever when they do.
+            raise ValueError(
+                "virtual_pipeline_model_parallel_size: "
+                f"{self.virtual_pipeline_model_parallel_size} is not supported for {self.FAMILY}; "
+                "use None."
             )
 
     def resolve_assets(self) -> None:

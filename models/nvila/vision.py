@@ -72,8 +72,13 @@ class SiglipTower(MegatronModule):
         self.position_embeddings = torch.nn.Embedding(config.grid**2, width)
         running = copy.copy(config)
         running.num_layers = config.num_layers - config.num_carried_layers
+        # Whole on the first stage; where pipelines interleave, Megatron-Core wants that in numbers.
         self.decoder = TransformerBlock(
-            config=running, spec=siglip_layer_spec(), pre_process=True, post_process=False
+            config=running,
+            spec=siglip_layer_spec(),
+            pre_process=True,
+            post_process=False,
+            vp_stage=0,
         )
         self.carried = torch.nn.Module()
         for name, shape in carried_shapes(config).items():

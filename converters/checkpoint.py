@@ -1,31 +1,44 @@
-"""Writing and reading a NeMo checkpoint of NVILA on one process, without a trainer."""
+"""Writing and reading a NeMo checkpoint of any family on one process, without a trainer."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from megatron.core.transformer.module import MegatronModule
 from nemo import lightning as nl
 from nemo.lightning.io.pl import TrainerContext
 from torch import Tensor
 
-from models.checkpoint_paths import find_assets
+from converters.families import family_of
+from converters.family import Family
+from converters.mapping import ConversionError
+from models.adapter_paths import is_adapter_checkpoint
 from models.assets import ASSETS_FOLDER
-from models.nvila.config import NvilaConfig, config_from_hf, read_assets_config
-from models.nvila.model import MCoreNvilaModel, NvilaModel
+from models.checkpoint_paths import find_assets
+from models.family_config import FamilyConfig
 
 _PREFIX = "module."
 """NeMo's checkpoints name a parameter by its place below the Lightning module."""
 
 _EXTRA_STATE = "_extra_state"
 """Transformer Engine's FP8 statistics: no Hugging Face tensor stands behind them."""
+
+_EMBEDDING = "language_model.embedding.word_embeddings.weight"
+"""The one tensor that every family has; the others share its dtype."""
+
+_SHOWN = 12
+"""Differing tensors that a message names: a wrong width makes all of them differ."""
 
 
 @contextmanager
@@ -46,7 +59,7 @@ def single_process() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def build_model(config: NvilaConfig, dtype: torch.dtype) -> MCoreNvilaModel:
+def build_model(config: FamilyConfig, dtype: torch.dtype) -> MegatronModule:
     """Build the model with uninitialised weights in host memory."""
     config.params_dtype = dtype
     config.perform_initialization = False
@@ -54,7 +67,7 @@ def build_model(config: NvilaConfig, dtype: torch.dtype) -> MCoreNvilaModel:
     return config.configure_model().to(dtype=dtype)
 
 
-def model_tensors(model: MCoreNvilaModel) -> dict[str, Tensor]:
+def model_tensors(model: MegatronModule) -> dict[str, Tensor]:
     """Return the model's tensors by name, without Transformer Engine's extra state."""
     return {
         name: tensor
@@ -64,21 +77,29 @@ def model_tensors(model: MCoreNvilaModel) -> dict[str, Tensor]:
 
 
 def write_checkpoint(
-    folder: Path, config: NvilaConfig, tensors: dict[str, Tensor], assets: Path
+    folder: Path, config: FamilyConfig, tensors: dict[str, Tensor], assets: Path
 ) -> None:
     """Write `weights/` and `context/` as NeMo does.
 
     Args:
         folder: an empty folder.
         config: sizes.
-        tensors: every Megatron-Core tensor by name; shapes and names must be the model's own.
-        assets: copied to `context/assets`.
+        tensors: every Megatron-Core tensor by name; the names must be the model's own.
+        assets: copied to `context/assets`; their config.json names the family.
+
+    Raises:
+        ConversionError: tensors of other shapes than the sizes ask for.
     """
-    dtype = tensors["language_model.embedding.word_embeddings.weight"].dtype
+    dtype = tensors[_EMBEDDING].dtype
     with single_process():
         module = build_model(config, dtype)
         expected = model_tensors(module)
         assert expected.keys() == tensors.keys(), expected.keys() ^ tensors.keys()
+        _refuse_other_shapes(
+            {name: tensor.shape for name, tensor in expected.items()},
+            {name: tensor.shape for name, tensor in tensors.items()},
+            "hf: the tensors do not fit config.json",
+        )
         module.load_state_dict(tensors, strict=False)
         weights = folder / "weights"
         weights.mkdir()
@@ -90,11 +111,11 @@ def write_checkpoint(
     write_context(folder, config, assets)
 
 
-def write_context(folder: Path, config: NvilaConfig, assets: Path) -> None:
+def write_context(folder: Path, config: FamilyConfig, assets: Path) -> None:
     """Write `context/`: NeMo's description of the model, and the assets."""
     config.assets = str(assets)
     config.__io__.assets = str(assets)
-    model = NvilaModel(config)
+    model = family_of(assets, "assets").lightning_class(config)
     trainer = nl.Trainer(accelerator="cpu", devices=1, strategy=nl.MegatronStrategy(), logger=False)
     context = folder / "context"
     TrainerContext(model=model, trainer=trainer, extra={}).io_dump(context, yaml_attrs=["model"])
@@ -102,14 +123,25 @@ def write_context(folder: Path, config: NvilaConfig, assets: Path) -> None:
         shutil.copytree(assets, context / ASSETS_FOLDER)
 
 
-def read_checkpoint(checkpoint: str | Path) -> tuple[NvilaConfig, dict[str, Tensor]]:
+def open_checkpoint(checkpoint: str | Path) -> tuple[Family, Path]:
+    """Return the family of a checkpoint and its assets folder; the weights are not read.
+
+    Raises:
+        ValueError: the folder is no finished checkpoint of a known family.
+    """
+    _weights_of(checkpoint)
+    assets = find_assets(checkpoint)
+    return family_of(assets, "ckpt"), assets
+
+
+def read_checkpoint(checkpoint: str | Path) -> tuple[FamilyConfig, dict[str, Tensor]]:
     """Read all weights of a checkpoint, written under any parallel layout.
 
     Returns:
         The configuration and the Megatron-Core tensors by name, in the dtype of the checkpoint.
 
     Raises:
-        ValueError: the folder is no finished checkpoint of this family.
+        ValueError: the folder is no finished checkpoint, or its weights and assets differ.
     """
     with single_process():
         config, module = load_model(checkpoint)
@@ -118,23 +150,29 @@ def read_checkpoint(checkpoint: str | Path) -> tuple[NvilaConfig, dict[str, Tens
 
 def load_model(
     checkpoint: str | Path, dtype: torch.dtype | None = None
-) -> tuple[NvilaConfig, MCoreNvilaModel]:
+) -> tuple[FamilyConfig, MegatronModule]:
     """Load a checkpoint into a model on this process (inside `single_process`).
 
     Args:
-        checkpoint: folder with `weights` and `context`.
+        checkpoint: folder with `weights` and `context`; adapters are merged into their base.
         dtype: of the loaded parameters; None keeps the checkpoint's.
 
     Raises:
-        ValueError: the folder is no finished checkpoint of this family.
+        ValueError: the folder is no finished checkpoint, or its weights and assets differ.
     """
+    family, assets = open_checkpoint(checkpoint)
+    if is_adapter_checkpoint(checkpoint):
+        from converters.lora import load_merged  # it loads the base through this function
+
+        return load_merged(checkpoint, dtype)
     weights = _weights_of(checkpoint)
-    config = config_from_hf(read_assets_config(find_assets(checkpoint)))
-    module = build_model(config, dtype or _stored_dtype(weights))
+    config = family.describe(assets)
+    module = build_model(config, dtype or stored_dtype(checkpoint))
     sharded = module.sharded_state_dict(
         prefix=_PREFIX, metadata=dist_checkpointing.load_content_metadata(str(weights)) or {}
     )
     sharded = {key: value for key, value in sharded.items() if not key.endswith(_EXTRA_STATE)}
+    _check_weights_fit(weights, sharded)
     loaded = dist_checkpointing.load(
         {"state_dict": sharded}, str(weights), validate_access_integrity=False
     )
@@ -153,11 +191,53 @@ def _weights_of(checkpoint: str | Path) -> Path:
     return weights
 
 
-def _stored_dtype(weights: Path) -> torch.dtype:
+def stored_dtype(checkpoint: str | Path) -> torch.dtype:
+    """Return the dtype of a checkpoint's weights.
+
+    Raises:
+        ValueError: it holds no model of a known family.
+    """
+    weights = _weights_of(checkpoint)
     metadata = dist_checkpointing.load_tensors_metadata(str(weights))
-    key = f"{_PREFIX}language_model.embedding.word_embeddings.weight"
+    key = f"{_PREFIX}{_EMBEDDING}"
     if key not in metadata:
         raise ValueError(
             f"ckpt: {weights.parent} has no {key}; it is a checkpoint of another model family."
         )
     return metadata[key].dtype
+
+
+def _check_weights_fit(weights: Path, sharded: Mapping[str, Any]) -> None:
+    """Compare the names and shapes on disk with the model that the assets describe."""
+    wanted = dict(sharded)
+    apply_factories(wanted)  # a gated MLP's two halves are saved as two tensors under one name
+    stored = {
+        name: tuple(tensor.global_shape)
+        for name, tensor in dist_checkpointing.load_tensors_metadata(str(weights)).items()
+        if name.startswith(_PREFIX) and not name.endswith(_EXTRA_STATE)
+    }
+    _refuse_other_shapes(
+        {
+            tensor.key: tuple(tensor.global_shape)
+            for tensor in nested_values(wanted)
+            if isinstance(tensor, ShardedTensor)
+        },
+        stored,
+        f"ckpt: the weights of {weights.parent} do not fit its context/assets/config.json",
+    )
+
+
+def _refuse_other_shapes(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], sentence: str
+) -> None:
+    different = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
+    different += [f"{name} is surplus" for name in sorted(found.keys() - expected.keys())]
+    different += [
+        f"{name} has shape {list(found[name])}, expected {list(expected[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if tuple(expected[name]) != tuple(found[name])
+    ]
+    if different:
+        shown = "; ".join(different[:_SHOWN])
+        more = f"; and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+        raise ConversionError(f"{sentence}: {shown}{more}.")

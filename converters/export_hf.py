@@ -7,53 +7,66 @@ import shutil
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from converters.checkpoint import read_checkpoint
-from converters.hf_directory import check_directory_name, make_image_processor, write_code
+from converters.checkpoint import open_checkpoint, read_checkpoint
+from converters.family import Family
 from converters.hf_weights import write_weights
 from converters.mapping import to_hf
-from converters.nvila import nvila_table
 from converters.output import new_directory
-from models.checkpoint_paths import find_assets
-from models.nvila.config import read_assets_config
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.adapter_paths import is_adapter_checkpoint
 
-LAYOUTS = ("hf", "vila")
-
-_VILA_PARTS = {
-    "llm": "llm.",
-    "vision_tower": "vision_tower.",
-    "mm_projector": "mm_projector.",
-}
-"""Folders of the native VILA layout and the prefix that is cut off in each."""
+LORA_EXPORTS = ("merged", "adapter")
 
 
-def export_nvila(ckpt: str | Path, out: str | Path, layout: str = "hf") -> dict[str, object]:
+def export_checkpoint(
+    ckpt: str | Path,
+    out: str | Path,
+    layout: str = "hf",
+    lora: str | None = None,
+    base: str | None = None,
+) -> dict[str, object]:
     """Export a checkpoint, from training or from `import`/`assemble`.
+
+    Every file that came with the model (tokenizer, processor, templates, licence) lies in the
+    checkpoint's assets and is written again; `import` has refused a model that lacks one.
 
     Args:
         ckpt: folder with `weights` and `context`.
         out: directory to write; must not exist or be empty.
-        layout: "hf" for one directory with modelling code, "vila" for the three folders of VILA.
+        layout: "hf" for one directory that transformers loads, "vila" for the three folders of
+            VILA (nvila only).
+        lora: of a LoRA checkpoint: "merged" (also when None) for a whole model, "adapter" for the
+            adapters alone, in a directory that peft loads.
+        base: with "adapter", the Hugging Face model that it will be loaded onto.
 
     Returns:
         Figures about what was written.
 
     Raises:
-        ValueError: no checkpoint of this family, an unknown layout, or `out` is not empty.
+        ValueError: no checkpoint of a known family, a layout that the family does not have, or
+            `out` is not empty.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout: {layout!r} is unknown; allowed are {', '.join(LAYOUTS)}.")
+    family, assets = open_checkpoint(ckpt)
+    _check_lora(ckpt, layout, lora, base)
+    if lora == "adapter":
+        from converters.lora_directory import export_adapter  # peft takes seconds to import
+
+        return export_adapter(ckpt, out, base)
+    if layout not in family.layouts:
+        raise ValueError(
+            f"layout: {layout!r} does not exist for {family.name}; allowed are "
+            f"{', '.join(family.layouts)}."
+        )
     if layout == "hf":
-        check_directory_name(Path(out))
+        family.check_target(Path(out))
     with new_directory(out) as folder:
         config, megatron = read_checkpoint(ckpt)
-        tensors = to_hf(nvila_table(config), megatron)
-        assets = find_assets(ckpt)
-        dtype = next(iter(tensors.values())).dtype
-        write = _write_hf_layout if layout == "hf" else _write_vila_layout
-        write(folder, assets, tensors)
+        tensors = to_hf(family.table(config), megatron)
+        if layout == "hf":
+            _write_hf_layout(family, folder, assets, tensors)
+        else:
+            family.write_layout(layout, folder, assets, tensors)
+    dtype = next(iter(tensors.values())).dtype
     return {
         "tensors": len(tensors),
         "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
@@ -61,81 +74,28 @@ def export_nvila(ckpt: str | Path, out: str | Path, layout: str = "hf") -> dict[
     }
 
 
-def _write_hf_layout(folder: Path, assets: Path, tensors: dict[str, Tensor]) -> None:
+def _check_lora(ckpt: str | Path, layout: str, lora: str | None, base: str | None) -> None:
+    if lora is not None and lora not in LORA_EXPORTS:
+        raise ValueError(f"lora: {lora!r} is unknown; allowed are {', '.join(LORA_EXPORTS)}.")
+    if lora is not None and not is_adapter_checkpoint(ckpt):
+        raise ValueError(
+            f"lora: {lora!r} is not possible, {ckpt} holds a whole model; leave it out."
+        )
+    if lora == "adapter" and layout != "hf":
+        raise ValueError(f"lora: 'adapter' does not go with layout {layout!r}; allowed is 'hf'.")
+    if base is not None and lora != "adapter":
+        raise ValueError(f"base: {base!r} is used with lora='adapter' only; leave it out.")
+
+
+def _write_hf_layout(
+    family: Family, folder: Path, assets: Path, tensors: dict[str, Tensor]
+) -> None:
     shutil.copytree(assets, folder, dirs_exist_ok=True)
-    write_code(folder)
+    family.write_code(folder)
     write_weights(folder, tensors)
     path = folder / "config.json"
     description = json.loads(path.read_text(encoding="utf-8"))
-    dtype = str(tensors["llm.model.embed_tokens.weight"].dtype).removeprefix("torch.")
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     for part in (description, description["text_config"], description["vision_config"]):
         part["torch_dtype"] = dtype
     path.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_vila_layout(folder: Path, assets: Path, tensors: dict[str, Tensor]) -> None:
-    description = read_assets_config(assets)
-    for part, prefix in _VILA_PARTS.items():
-        (folder / part).mkdir()
-        write_weights(
-            folder / part,
-            {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            },
-        )
-    tokenizer = AutoTokenizer.from_pretrained(assets)
-    tokenizer.save_pretrained(folder / "llm")
-    shutil.copyfile(assets / "generation_config.json", folder / "llm" / "generation_config.json")
-    text = description.text_config.to_dict() | {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_max_length": 4096,
-        "tokenizer_model_max_length": 4096,
-        "tokenizer_padding_side": "right",
-    }
-    vision = description.vision_config.to_dict() | {"architectures": ["SiglipVisionModel"]}
-    projector = {
-        "architectures": ["MultimodalProjector"],
-        "model_type": "v2l_projector",
-        "mm_projector_type": description.mm_projector_type,
-        "torch_dtype": str(tensors["mm_projector.layers.1.weight"].dtype).removeprefix("torch."),
-    }
-    for part, content in (("llm", text), ("vision_tower", vision), ("mm_projector", projector)):
-        _write_json(folder / part / "config.json", content)
-    make_image_processor(description).save_pretrained(folder / "vision_tower")
-    _write_json(folder / "config.json", _vila_config(description, text, vision, projector))
-
-
-def _vila_config(
-    description: NVILALiteConfig, text: dict, vision: dict, projector: dict
-) -> dict[str, object]:
-    """Top-level config.json of the native layout (the keys that its loader reads)."""
-    return {
-        "architectures": ["LlavaLlamaModel"],
-        "model_type": "llava_llama",
-        "llm_cfg": text,
-        "vision_tower_cfg": vision,
-        "mm_projector_cfg": projector,
-        "hidden_size": description.text_config.hidden_size,
-        "mm_hidden_size": description.vision_config.hidden_size,
-        "image_aspect_ratio": "dynamic",
-        "mm_vision_select_layer": description.vision_feature_layer,
-        "mm_vision_select_feature": "cls_patch",
-        "mm_use_im_start_end": False,
-        "mm_use_im_patch_token": False,
-        "min_tiles": 1,
-        "max_tiles": description.max_tiles,
-        "model_dtype": f"torch.{projector['torch_dtype']}",
-        "s2": False,
-        "dynamic_s2": False,
-        "chat_template": None,
-        "image_encoder": json.dumps({"_target_": "llava.model.encoders.BasicImageEncoder"}),
-        "video_encoder": json.dumps({"_target_": "llava.model.encoders.BasicVideoEncoder"}),
-    }
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(
-        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
-    )

@@ -18,7 +18,7 @@ def weight_files(directory: Path) -> list[Path]:
     """Return the safetensors files of a directory.
 
     Raises:
-        ValueError: there are none, or one that the index names is missing.
+        ValueError: there are none, one that the index names is missing, or the index is damaged.
     """
     index = directory / INDEX_NAME
     if not index.is_file():
@@ -26,7 +26,10 @@ def weight_files(directory: Path) -> list[Path]:
         if not single.is_file():
             raise ValueError(f"hf: {directory} has neither {SINGLE_NAME} nor {INDEX_NAME}.")
         return [single]
-    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"hf: {index} is damaged ({error}); download it again.") from error
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise ValueError(

@@ -6,6 +6,7 @@ takes, a key that a row misses or a wrong shape stops the conversion with the fu
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -90,25 +91,26 @@ class PadRows(_OneToOne):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FuseQkv:
-    """Query, key and value of a layer as one tensor, interleaved by query group.
+class _FuseHeads(ABC):
+    """Projections of a layer as one tensor, interleaved by query group.
 
-    Megatron-Core's order: for each group its query heads, then its key head, then its value head,
+    Megatron-Core's order: for each group the heads of the first projection, then those of the next,
     so that tensor parallelism may cut between groups.
     """
 
-    query: str
-    key: str
-    value: str
     megatron: str
-    num_heads: int
     num_groups: int
     head_size: int
 
     @property
+    @abstractmethod
     def hf_keys(self) -> tuple[str, ...]:
         """Names on the Hugging Face side."""
-        return (self.query, self.key, self.value)
+
+    @property
+    @abstractmethod
+    def heads_per_group(self) -> tuple[int, ...]:
+        """Heads of each projection in a group, in the order of `hf_keys`."""
 
     @property
     def megatron_key(self) -> str:
@@ -116,10 +118,9 @@ class FuseQkv:
         return self.megatron
 
     def fuse(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        """float[heads * d, ...] and twice float[groups * d, ...] -> one float[(...) * d, ...]."""
-        heads_per_group = self.num_heads // self.num_groups
+        """float[heads * d, ...] for each projection -> one float[all heads * d, ...]."""
         parts = []
-        for name, tensor, heads in zip(self.hf_keys, tensors, (heads_per_group, 1, 1), strict=True):
+        for name, tensor, heads in zip(self.hf_keys, tensors, self.heads_per_group, strict=True):
             rows = self.num_groups * heads * self.head_size
             if tensor.shape[0] != rows:
                 raise ConversionError(
@@ -131,13 +132,50 @@ class FuseQkv:
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         """Undo `fuse`."""
-        heads_per_group = self.num_heads // self.num_groups
         grouped = tensor.reshape(self.num_groups, -1, *tensor.shape[1:])
-        sizes = [heads * self.head_size for heads in (heads_per_group, 1, 1)]
+        sizes = [heads * self.head_size for heads in self.heads_per_group]
         return tuple(
             part.reshape(-1, *tensor.shape[1:]).clone()
             for part in torch.split(grouped, sizes, dim=1)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseQkv(_FuseHeads):
+    """Query, key and value of a self-attention: each group's query heads, its key, its value."""
+
+    query: str
+    key: str
+    value: str
+    num_heads: int
+
+    @property
+    def hf_keys(self) -> tuple[str, ...]:
+        """Names on the Hugging Face side."""
+        return (self.query, self.key, self.value)
+
+    @property
+    def heads_per_group(self) -> tuple[int, ...]:
+        """Query heads, one key head, one value head."""
+        return (self.num_heads // self.num_groups, 1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FuseKeyValue(_FuseHeads):
+    """Key and value of a cross-attention: each group's key head, then its value head."""
+
+    key: str
+    value: str
+
+    @property
+    def hf_keys(self) -> tuple[str, ...]:
+        """Names on the Hugging Face side."""
+        return (self.key, self.value)
+
+    @property
+    def heads_per_group(self) -> tuple[int, ...]:
+        """One key head, one value head."""
+        return (1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +198,11 @@ class FuseGateUp:
 
     def fuse(self, tensors: tuple[Tensor, ...]) -> Tensor:
         """Twice float[inner, width] -> float[2 * inner, width]."""
+        gate, up = tensors
+        if gate.shape[0] != up.shape[0]:
+            raise ConversionError(
+                f"{self.up}: has {up.shape[0]} rows, but {self.gate} has {gate.shape[0]}."
+            )
         return torch.cat(tensors)
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
@@ -191,7 +234,17 @@ def to_megatron(rows: list[Row], tensors: Mapping[str, Tensor]) -> dict[str, Ten
         ConversionError: a key is missing or surplus, or a shape is wrong.
     """
     _refuse_differences("Hugging Face", tensors, (key for row in rows for key in row.hf_keys))
-    return {row.megatron_key: row.fuse(tuple(tensors[key] for key in row.hf_keys)) for row in rows}
+    return {row.megatron_key: _fuse(row, tensors) for row in rows}
+
+
+def _fuse(row: Row, tensors: Mapping[str, Tensor]) -> Tensor:
+    parts = tuple(tensors[key] for key in row.hf_keys)
+    if len({part.shape[1:] for part in parts}) > 1:
+        widths = ", ".join(
+            f"{name} {list(part.shape)}" for name, part in zip(row.hf_keys, parts, strict=True)
+        )
+        raise ConversionError(f"Tensors of one layer differ in width: {widths}.")
+    return row.fuse(parts)
 
 
 def to_hf(rows: list[Row], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

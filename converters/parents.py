@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TypeVar
 
 from transformers import PretrainedConfig
 
+from converters.families import read_config
+
 ConfigT = TypeVar("ConfigT", bound=PretrainedConfig)
-
-
-def read_config(directory: str | Path, argument: str) -> dict:
-    """Read config.json of a Hugging Face directory.
-
-    Raises:
-        ValueError: it is missing or not JSON.
-    """
-    path = Path(directory) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{argument}: {path} does not exist; give a Hugging Face model directory.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{argument}: {path} is not JSON ({error}).") from error
 
 
 def read_parent_config(

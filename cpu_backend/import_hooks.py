@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.machinery
+import importlib.metadata
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +43,27 @@ class StandInFinder:
         if fullname != _TRANSFORMER_ENGINE:
             return None
         return importlib.machinery.PathFinder.find_spec(fullname, [str(STAND_INS_DIRECTORY)])
+
+    def find_distributions(
+        self, context: importlib.metadata.DistributionFinder.Context | None = None
+    ) -> Iterator[importlib.metadata.Distribution]:
+        """Yields a distribution of the stand-in's version; NeMo's LoRA asks for its number."""
+        name = context.name if context is not None else None
+        if name is not None and name.lower().replace("-", "_") == _TRANSFORMER_ENGINE:
+            yield _StandInDistribution()
+
+
+class _StandInDistribution(importlib.metadata.Distribution):
+    """What importlib.metadata knows about the stand-in: its name and version."""
+
+    def read_text(self, filename: str) -> str | None:
+        if filename != "METADATA":
+            return None
+        version = importlib.import_module(_TRANSFORMER_ENGINE).__version__
+        return f"Metadata-Version: 2.1\nName: transformer-engine\nVersion: {version}\n"
+
+    def locate_file(self, path: str | os.PathLike[str]) -> Any:
+        return STAND_INS_DIRECTORY / path
 
 
 class _ChangingLoader:

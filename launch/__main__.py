@@ -11,8 +11,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from converters.families import FAMILIES
+
 # Only the standard library up here: `--help` must answer at once, and NeMo takes half a minute.
-FAMILIES = ("nvila",)
+ASSEMBLED_FAMILIES = ("nvila",)
 PROJECTORS = ("mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix")
 
 
@@ -42,10 +44,10 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "import",
         "launch.convert:import_checkpoint",
-        "Hugging Face directory of a whole model -> NeMo checkpoint",
+        "whole Hugging Face model -> NeMo checkpoint",
     )
-    parser.add_argument("--family", required=True, choices=FAMILIES)
-    parser.add_argument("--hf", required=True, metavar="DIR")
+    parser.add_argument("--family", required=True, choices=tuple(FAMILIES))
+    _add_hf(parser)
     parser.add_argument("--out", required=True, metavar="DIR")
 
     parser = _verb(
@@ -54,7 +56,7 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
         "launch.convert:assemble_checkpoint",
         "language model + vision tower + fresh projector -> NeMo checkpoint, the start of stage 1",
     )
-    parser.add_argument("--family", required=True, choices=FAMILIES)
+    parser.add_argument("--family", required=True, choices=ASSEMBLED_FAMILIES)
     parser.add_argument("--llm", required=True, metavar="DIR")
     parser.add_argument("--vision", required=True, metavar="DIR")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -72,7 +74,22 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--ckpt", required=True, metavar="DIR")
     parser.add_argument("--out", required=True, metavar="DIR")
-    parser.add_argument("--layout", choices=("hf", "vila"), default="hf")
+    parser.add_argument(
+        "--layout",
+        choices=("hf", "vila"),
+        default="hf",
+        help="hf: loads with transformers (default); vila: three folders (nvila only)",
+    )
+    parser.add_argument(
+        "--lora",
+        choices=("merged", "adapter"),
+        help="a LoRA checkpoint as a whole model (default) or as adapters for peft",
+    )
+    parser.add_argument(
+        "--base",
+        metavar="DIR_OR_NAME",
+        help="with --lora adapter: the Hugging Face model that the adapters belong to",
+    )
 
     parser = _verb(
         verbs,
@@ -80,7 +97,7 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
         "launch.convert:verify_checkpoint",
         "prove that a Hugging Face directory and a NeMo checkpoint are one model",
     )
-    parser.add_argument("--hf", required=True, metavar="DIR")
+    _add_hf(parser)
     parser.add_argument("--ckpt", required=True, metavar="DIR")
     parser.add_argument("--no-logits", action="store_true", help="compare keys and bits only")
     _add_trust(parser)
@@ -113,6 +130,15 @@ def _add_training(verbs: argparse._SubParsersAction) -> None:
     _add_trust(parser)
     parser.add_argument(
         "--shuffle-images", action="store_true", help="give each question another image"
+    )
+
+
+def _add_hf(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hf",
+        required=True,
+        metavar="DIR_OR_NAME",
+        help="directory, or a model on the hub: organisation/name or hf://organisation/name",
     )
 
 

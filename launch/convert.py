@@ -9,11 +9,11 @@ from launch import backend
 
 
 def import_checkpoint(options: Namespace) -> dict[str, Any]:
-    """Import a whole Hugging Face directory."""
+    """Import a whole Hugging Face model."""
     backend.activate(cpu=True)
-    from converters.import_hf import import_nvila
+    from converters import import_hf
 
-    return import_nvila(options.hf, options.out)
+    return import_hf.import_checkpoint(options.family, options.hf, options.out)
 
 
 def assemble_checkpoint(options: Namespace) -> dict[str, Any]:
@@ -34,19 +34,25 @@ def assemble_checkpoint(options: Namespace) -> dict[str, Any]:
 def export_checkpoint(options: Namespace) -> dict[str, Any]:
     """Export a checkpoint, or the newest one of a run."""
     backend.activate(cpu=True)
-    from converters.export_hf import export_nvila
+    from converters import export_hf
     from models.checkpoint_paths import find_checkpoint
 
-    return export_nvila(find_checkpoint(options.ckpt, "ckpt"), options.out, layout=options.layout)
+    return export_hf.export_checkpoint(
+        find_checkpoint(options.ckpt, "ckpt"),
+        options.out,
+        layout=options.layout,
+        lora=options.lora,
+        base=options.base,
+    )
 
 
 def verify_checkpoint(options: Namespace) -> dict[str, Any]:
     """Compare a Hugging Face directory and a checkpoint."""
     backend.activate(cpu=True)
-    from converters.verify import verify_nvila
+    from converters import verify
     from models.checkpoint_paths import find_checkpoint
 
-    result = verify_nvila(
+    result = verify.verify_checkpoint(
         options.hf,
         find_checkpoint(options.ckpt, "ckpt"),
         logits=not options.no_logits,

@@ -32,7 +32,7 @@ def find_checkpoint(start: str | Path, argument: str = "init_from") -> Path:
     if newest is None:
         raise ValueError(
             f"{argument}: {start} is neither a whole checkpoint (weights and context) nor the "
-            "folder of a run that has one; run `assemble`, or the stage before, first."
+            "folder of a run that has one; run `import`, `assemble` or the stage before first."
         )
     return newest
 

@@ -9,6 +9,7 @@ from typing import Any
 from nemo import lightning as nl
 from nemo.utils.app_state import AppState
 
+from models.adapter_paths import base_checkpoint, is_adapter_checkpoint
 from models.checkpoint_paths import find_checkpoint, newest_checkpoint
 
 
@@ -32,14 +33,23 @@ class StartOrResume(nl.AutoResume):
         """Point the trainer at the checkpoint.
 
         Raises:
-            ValueError: `init_from` has no checkpoint and this run has none of its own.
+            ValueError: `init_from` has no checkpoint of a whole model and this run has none of its
+                own, or the base of its adapters is gone.
         """
         own = self.get_trainer_ckpt_path(model)
         if own is None and self.init_from is not None and self.restore_config is None:
-            self.restore_config = nl.RestoreConfig(
-                path=str(find_checkpoint(self.init_from)), load_artifacts=False
-            )
+            start = find_checkpoint(self.init_from)
+            if is_adapter_checkpoint(start):
+                raise ValueError(
+                    f"init_from: {start} holds adapters only; start from their base, or export "
+                    "them merged and import the result."
+                )
+            self.restore_config = nl.RestoreConfig(path=str(start), load_artifacts=False)
         super().setup(trainer, model)
+
+    def _get_base_model_path_for_adapter(self, adapter_meta_path: Path, model: Any) -> Path:
+        """Return the base of an adapter checkpoint, also after the runs have been moved."""
+        return base_checkpoint(adapter_meta_path.parent, "resume")
 
     def _find_trainer_ckpt_path(self) -> Path | None:
         """Return the newest whole checkpoint of this run, whatever it is called.

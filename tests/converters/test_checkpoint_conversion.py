@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def to_dtype(directory, dtype):
 @pytest.fixture(scope="module")
 def converted(write_nano_directory, tmp_path_factory, nemo):
     """Each variant as (Hugging Face directory, checkpoint)."""
-    from converters.import_hf import import_nvila
+    from converters.import_hf import import_checkpoint
 
     made = {}
 
@@ -50,7 +51,7 @@ def converted(write_nano_directory, tmp_path_factory, nemo):
             dtype = options.pop("dtype", torch.float32)
             write_nano_directory(folder / "hf", **options)
             to_dtype(folder / "hf", dtype)
-            import_nvila(folder / "hf", folder / "ckpt")
+            import_checkpoint("nvila", folder / "hf", folder / "ckpt")
             made[name] = (folder / "hf", folder / "ckpt")
         return made[name]
 
@@ -59,11 +60,11 @@ def converted(write_nano_directory, tmp_path_factory, nemo):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_import_then_export_gives_back_every_bit(converted, name, tmp_path):
-    from converters.export_hf import export_nvila
+    from converters.export_hf import export_checkpoint
     from converters.verify import bits_equal
 
     hf, checkpoint = converted(name)
-    export_nvila(checkpoint, tmp_path / "out")
+    export_checkpoint(checkpoint, tmp_path / "out")
     before = load_file(hf / "model.safetensors")
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
@@ -76,9 +77,9 @@ def test_import_then_export_gives_back_every_bit(converted, name, tmp_path):
 
 @pytest.mark.parametrize("name", ["tied_2x2_fp32", "untied_3x3_fp32"])
 def test_logits_of_both_models_agree(converted, name):
-    from converters.verify import verify_nvila
+    from converters.verify import verify_checkpoint
 
-    result = verify_nvila(*converted(name))
+    result = verify_checkpoint(*converted(name))
     assert result.passed
     assert set(result.logit_differences) == {"one_tile", "many_tiles", "many_images", "text_only"}
     # The fixture's weights are large: logits of the order of 10, so 1e-4 is 1e-5 of them.
@@ -86,7 +87,7 @@ def test_logits_of_both_models_agree(converted, name):
 
 
 def test_verify_sees_one_flipped_bit(converted, tmp_path):
-    from converters.verify import verify_nvila
+    from converters.verify import verify_checkpoint
 
     hf, checkpoint = converted("tied_2x2_fp32")
     changed = tmp_path / "hf"
@@ -96,13 +97,13 @@ def test_verify_sees_one_flipped_bit(converted, tmp_path):
     name = "vision_tower.vision_model.encoder.layers.2.self_attn.k_proj.bias"
     weights[name].view(torch.int32)[3] ^= 1
     save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
-    result = verify_nvila(changed, checkpoint, logits=False)
+    result = verify_checkpoint(changed, checkpoint, logits=False)
     assert result.different_tensors == (name,)
     assert not result.passed
 
 
 def test_verify_sees_a_changed_logit(converted, tmp_path):
-    from converters.verify import verify_nvila
+    from converters.verify import verify_checkpoint
 
     hf, checkpoint = converted("tied_2x2_fp32")
     changed = tmp_path / "hf"
@@ -110,17 +111,17 @@ def test_verify_sees_a_changed_logit(converted, tmp_path):
     weights = load_file(changed / "model.safetensors")
     weights["mm_projector.layers.4.bias"] += 0.01
     save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
-    result = verify_nvila(changed, checkpoint)
+    result = verify_checkpoint(changed, checkpoint)
     assert result.logit_differences["one_tile"] > 1e-4
     assert result.logit_differences["text_only"] <= 1e-4
     assert not result.passed
 
 
 def test_native_vila_layout_is_loaded_by_the_parents_own_classes(converted, tmp_path):
-    from converters.export_hf import export_nvila
+    from converters.export_hf import export_checkpoint
 
     hf, checkpoint = converted("untied_3x3_fp32")
-    export_nvila(checkpoint, tmp_path / "vila", layout="vila")
+    export_checkpoint(checkpoint, tmp_path / "vila", layout="vila")
     flat = load_file(hf / "model.safetensors")
     llm, loading = Qwen2ForCausalLM.from_pretrained(
         tmp_path / "vila" / "llm", output_loading_info=True
@@ -149,7 +150,7 @@ def test_native_vila_layout_is_loaded_by_the_parents_own_classes(converted, tmp_
 def test_a_stored_copy_of_a_tied_embedding_is_accepted_and_a_different_one_is_not(
     converted, tmp_path
 ):
-    from converters.import_hf import import_nvila
+    from converters.import_hf import import_checkpoint
 
     hf, _ = converted("tied_2x2_fp32")
     for name, offset in (("same", 0.0), ("other", 1.0)):
@@ -157,15 +158,15 @@ def test_a_stored_copy_of_a_tied_embedding_is_accepted_and_a_different_one_is_no
         weights = load_file(tmp_path / name / "model.safetensors")
         weights["llm.lm_head.weight"] = weights["llm.model.embed_tokens.weight"] + offset
         save_file(weights, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
-    import_nvila(tmp_path / "same", tmp_path / "ckpt")
+    import_checkpoint("nvila", tmp_path / "same", tmp_path / "ckpt")
     with pytest.raises(ValueError, match="tie_word_embeddings, but llm.lm_head.weight differs"):
-        import_nvila(tmp_path / "other", tmp_path / "never")
+        import_checkpoint("nvila", tmp_path / "other", tmp_path / "never")
     assert not (tmp_path / "never").exists()
 
 
 def test_sharded_weights_and_a_missing_shard(converted, tmp_path):
-    from converters.import_hf import import_nvila
-    from converters.verify import verify_nvila
+    from converters.import_hf import import_checkpoint
+    from converters.verify import verify_checkpoint
 
     hf, checkpoint = converted("tied_2x2_fp32")
     sharded = tmp_path / "sharded"
@@ -179,24 +180,24 @@ def test_sharded_weights_and_a_missing_shard(converted, tmp_path):
         save_file({name: weights[name] for name in members}, sharded / file)
     index = {name: file for file, members in halves.items() for name in members}
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    assert verify_nvila(sharded, checkpoint, logits=False).passed
+    assert verify_checkpoint(sharded, checkpoint, logits=False).passed
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match="lacks model-00002-of-00002.safetensors"):
-        import_nvila(sharded, tmp_path / "never")
+        import_checkpoint("nvila", sharded, tmp_path / "never")
 
 
 def test_a_large_export_is_sharded_with_an_index(converted, tmp_path, monkeypatch):
     from transformers import AutoModelForImageTextToText
 
-    from converters.export_hf import export_nvila
-    from converters.verify import verify_nvila
+    from converters.export_hf import export_checkpoint
+    from converters.verify import verify_checkpoint
 
     hf, checkpoint = converted("untied_3x3_fp32")
     monkeypatch.setattr("converters.hf_weights.MAX_SHARD_SIZE", "200KB")
-    export_nvila(checkpoint, tmp_path / "sharded")
+    export_checkpoint(checkpoint, tmp_path / "sharded")
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 2
-    assert verify_nvila(tmp_path / "sharded", checkpoint, logits=False).passed
+    assert verify_checkpoint(tmp_path / "sharded", checkpoint, logits=False).passed
     model = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "sharded", trust_remote_code=True
     )
@@ -206,7 +207,7 @@ def test_a_large_export_is_sharded_with_an_index(converted, tmp_path, monkeypatc
 
 
 def test_a_truncated_file_is_named(converted, tmp_path):
-    from converters.import_hf import import_nvila
+    from converters.import_hf import import_checkpoint
 
     hf, _ = converted("tied_2x2_fp32")
     cut = tmp_path / "cut"
@@ -214,31 +215,34 @@ def test_a_truncated_file_is_named(converted, tmp_path):
     data = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"model.safetensors is damaged"):
-        import_nvila(cut, tmp_path / "never")
+        import_checkpoint("nvila", cut, tmp_path / "never")
     assert list(tmp_path.iterdir()) == [cut]
 
 
 def test_an_output_that_is_not_empty_is_left_alone(converted, tmp_path):
-    from converters.export_hf import export_nvila
-    from converters.import_hf import import_nvila
+    from converters.export_hf import export_checkpoint
+    from converters.import_hf import import_checkpoint
 
     hf, checkpoint = converted("tied_2x2_fp32")
     (tmp_path / "mine.txt").write_text("keep")
-    for convert, source in ((import_nvila, hf), (export_nvila, checkpoint)):
+    for convert, source in (
+        (partial(import_checkpoint, "nvila"), hf),
+        (export_checkpoint, checkpoint),
+    ):
         with pytest.raises(ValueError, match="exists and is not empty"):
             convert(source, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_other_families_and_no_checkpoints_are_refused(tmp_path):
-    from converters.export_hf import export_nvila
-    from converters.import_hf import import_nvila
+    from converters.export_hf import export_checkpoint
+    from converters.import_hf import import_checkpoint
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mllama"}))
     with pytest.raises(ValueError, match="holds a model of type 'mllama'; nvila_lite is expected"):
-        import_nvila(tmp_path, tmp_path / "out")
+        import_checkpoint("nvila", tmp_path, tmp_path / "out")
     with pytest.raises(ValueError, match="is not a finished NeMo checkpoint"):
-        export_nvila(tmp_path, tmp_path / "out")
+        export_checkpoint(tmp_path, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -254,12 +258,12 @@ def parents(tmp_path_factory):
 
 def test_assemble_keeps_the_parents_and_adds_mean_rows(parents, tmp_path):
     from converters.assemble import assemble
-    from converters.export_hf import export_nvila
-    from converters.verify import verify_nvila
+    from converters.export_hf import export_checkpoint
+    from converters.verify import verify_checkpoint
 
     figures = assemble(parents / "qwen2", parents / "siglip", tmp_path / "ckpt")
-    export_nvila(tmp_path / "ckpt", tmp_path / "hf")
-    assert verify_nvila(tmp_path / "hf", tmp_path / "ckpt").passed
+    export_checkpoint(tmp_path / "ckpt", tmp_path / "hf")
+    assert verify_checkpoint(tmp_path / "hf", tmp_path / "ckpt").passed
     out = load_file(tmp_path / "hf" / "model.safetensors")
     vision = load_file(parents / "siglip" / "model.safetensors")
     for name, tensor in vision.items():

@@ -98,3 +98,11 @@ def test_a_wrong_shape_names_the_tensor():
     tensors = make_tensors() | {"embed": torch.zeros(4, 6)}
     with pytest.raises(ConversionError, match="embed: has 4 rows, config.json says 5"):
         to_megatron(ROWS, tensors)
+    tensors = make_tensors() | {"up": torch.zeros(8, 6)}
+    with pytest.raises(ConversionError, match="up: has 8 rows, but gate has 7"):
+        to_megatron(ROWS, tensors)
+    tensors = make_tensors() | {"v": torch.zeros(6, 5)}
+    with pytest.raises(
+        ConversionError, match=r"differ in width: q \[12, 6\], k \[6, 6\], v \[6, 5\]"
+    ):
+        to_megatron(ROWS, tensors)

@@ -1,5 +1,6 @@
 """Switches the backend on and off and looks for traces; run by test_switch.py."""
 
+import importlib.metadata
 import logging
 import os
 import sys
@@ -56,6 +57,8 @@ def assert_off():
     assert torch.cuda.default_generators == ()
     with pytest.raises(ModuleNotFoundError):
         import transformer_engine  # noqa: F401
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("transformer-engine")
 
 
 def assert_refused(package):
@@ -84,6 +87,7 @@ for _ in range(2):
     import transformer_engine
 
     assert transformer_engine.__version__ == "1.12.0"
+    assert importlib.metadata.version("transformer-engine") == "1.12.0"
     assert torch.cuda.device_count() == 1
     assert torch.zeros(1, device="cuda").device.type == "cpu"
     del transformer_engine

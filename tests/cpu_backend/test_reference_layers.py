@@ -7,6 +7,7 @@ from cpu_backend.stand_ins.transformer_engine.pytorch import (
     GroupedLinear,
     LayerNorm,
     LayerNormLinear,
+    LayerNormMLP,
     Linear,
     RMSNorm,
 )
@@ -174,4 +175,6 @@ def test_wrong_arguments_are_refused():
         LayerNormLinear(8, 6, normalization="BatchNorm")
     with pytest.raises(NotImplementedError, match="moe_grouped_gemm=False"):
         GroupedLinear(2, 8, 6)
+    with pytest.raises(NotImplementedError, match="use LayerNormLinear and Linear"):
+        LayerNormMLP(8, 16)
     Linear(8, 6, ub_overlap_ag=True, fuse_wgrad_accumulation=True)

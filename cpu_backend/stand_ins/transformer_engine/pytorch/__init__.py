@@ -4,13 +4,14 @@ from . import cpu_offload, cross_entropy, distributed, float8_tensor, fp8, optim
 from .attention import DotProductAttention
 from .distributed import checkpoint
 from .fp8 import fp8_autocast, fp8_model_init
-from .module import GroupedLinear, LayerNorm, LayerNormLinear, Linear, RMSNorm
+from .module import GroupedLinear, LayerNorm, LayerNormLinear, LayerNormMLP, Linear, RMSNorm
 
 __all__ = [
     "DotProductAttention",
     "GroupedLinear",
     "LayerNorm",
     "LayerNormLinear",
+    "LayerNormMLP",
     "Linear",
     "RMSNorm",
     "checkpoint",

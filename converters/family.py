@@ -1,0 +1,110 @@
+"""What a family of models brings so that the verbs import, export and verify work for it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from PIL.Image import Image
+from torch import Tensor
+from transformers import BatchFeature, PretrainedConfig
+
+from converters.mapping import Row
+from models.family_config import FamilyConfig
+from models.training_module import TrainingModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A question to both models, in the processor's own terms."""
+
+    text: str
+    images: tuple[Image, ...] = ()
+
+
+class Family(ABC):
+    """One family; stateless."""
+
+    name: ClassVar[str]
+    model_type: ClassVar[str]
+    hint: ClassVar[str] = ""
+    """Put behind the message that a directory is of another family."""
+
+    layouts: ClassVar[tuple[str, ...]] = ("hf",)
+    """Ways to write an export; `hf` is one directory that transformers loads."""
+
+    @property
+    @abstractmethod
+    def lightning_class(self) -> type[TrainingModule]:
+        """The class that a checkpoint's context describes."""
+
+    @abstractmethod
+    def describe(self, assets: Path) -> FamilyConfig:
+        """Return the sizes of the model whose config.json lies in a folder.
+
+        Raises:
+            ValueError: it asks for something that the model does not have.
+        """
+
+    @abstractmethod
+    def table(self, config: FamilyConfig) -> list[Row]:
+        """Return the rows that map every tensor."""
+
+    def table_names(self, hf: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a directory's tensors under the names of the table.
+
+        Raises:
+            ValueError: they do not fit the directory's config.json.
+        """
+        return tensors
+
+    def complete_assets(self, assets: Path, source: str) -> None:
+        """Make the files that a server needs and that can be derived from the others.
+
+        Args:
+            assets: copies of the directory's small files.
+            source: what the user gave, for messages.
+
+        Raises:
+            ValueError: a file is missing that cannot be made, or one does not fit the model.
+        """
+        return
+
+    def check_target(self, out: Path) -> None:
+        """Refuse a target under which the export could not be loaded.
+
+        Raises:
+            ValueError: the name is not allowed.
+        """
+        return
+
+    def write_code(self, folder: Path) -> None:
+        """Write the modelling code that an exported directory needs."""
+        return
+
+    def write_layout(
+        self, layout: str, folder: Path, assets: Path, tensors: dict[str, Tensor]
+    ) -> None:
+        """Write an export in a layout of the family's own (any of `layouts` but hf)."""
+        raise AssertionError(layout)
+
+    def check_code(self, hf: Path) -> None:
+        """Refuse a directory whose modelling code is not this project's.
+
+        Raises:
+            ValueError: there is code, or a reference to code, that is not known.
+        """
+        return
+
+    runs_directory_code: ClassVar[bool] = False
+    """Whether transformers needs the modelling code in the directory."""
+
+    @abstractmethod
+    def prompts(self, processor: Any, description: PretrainedConfig) -> dict[str, Prompt]:
+        """Return questions by kind, for the comparison of logits."""
+
+    @abstractmethod
+    def model_inputs(self, processor: Any, inputs: BatchFeature) -> dict[str, Tensor | None]:
+        """Turn a processor's output for one sample into the Megatron-Core model's arguments."""

@@ -1,0 +1,153 @@
+"""LoRA checkpoints: the base with its adapters, and the merge of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.transformer.module import MegatronModule
+from nemo.collections.llm.peft.lora import LoRALinear
+from torch import Tensor, nn
+
+from converters.checkpoint import load_model, stored_dtype
+from converters.mapping import ConversionError
+from models.adapter_paths import adapter_settings, base_checkpoint
+from models.family_config import FamilyConfig
+from models.lora import LanguageLoRA
+
+_PREFIX = "module."
+_ADAPTER = ".adapter."
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptedModel:
+    """A model with its adapters, as it was trained.
+
+    Attributes:
+        config: sizes.
+        module: computes with the adapters beside the base's weights.
+        trained: names of the base's own tensors that were trained too.
+        dtype: of the base's checkpoint.
+    """
+
+    config: FamilyConfig
+    module: MegatronModule
+    trained: frozenset[str]
+    dtype: torch.dtype
+
+
+def load_adapted(checkpoint: str | Path, dtype: torch.dtype | None = None) -> AdaptedModel:
+    """Load a LoRA checkpoint and its base on this process (inside `single_process`).
+
+    Args:
+        checkpoint: folder with `weights` and `context`; its description names the base.
+        dtype: of the loaded parameters; None keeps the base's.
+
+    Raises:
+        ValueError: the base is gone, or the weights do not fit it.
+    """
+    settings = adapter_settings(checkpoint)
+    base = base_checkpoint(checkpoint)
+    config, module = load_model(base, dtype)
+    LanguageLoRA(
+        target_modules=list(settings.target_modules), dim=settings.dim, alpha=settings.alpha
+    )(module)
+    loaded = _read_into(module, Path(checkpoint) / "weights")
+    return AdaptedModel(
+        config=config,
+        module=module,
+        trained=frozenset(name for name in loaded if _ADAPTER not in name),
+        dtype=stored_dtype(base),
+    )
+
+
+def load_merged(
+    checkpoint: str | Path, dtype: torch.dtype | None = None
+) -> tuple[FamilyConfig, MegatronModule]:
+    """Load a LoRA checkpoint as a model without adapters (inside `single_process`).
+
+    Args:
+        checkpoint: folder with `weights` and `context`.
+        dtype: of the parameters; their values are those of the base's dtype in any case.
+
+    Raises:
+        ValueError: the base is gone, or the weights do not fit it.
+    """
+    adapted = load_adapted(checkpoint, dtype)
+    merge(adapted)
+    return adapted.config, adapted.module
+
+
+def merge(adapted: AdaptedModel) -> None:
+    """Put W + alpha / dim * B A in place of each adapted layer.
+
+    The sum is computed in fp32 and rounded once, to the dtype of the base's checkpoint.
+    """
+    with torch.no_grad():
+        for path, layer in list(adapted_layers(adapted.module)):
+            linear = layer.to_wrap
+            merged = linear.weight.float() + scaled_product(layer)
+            linear.weight.copy_(merged.to(adapted.dtype))
+            if hasattr(linear, "return_layernorm_output"):  # the adapter had asked for it
+                linear.return_layernorm_output = False
+                linear.return_layernorm_output_gathered = False
+            parent, _, name = path.rpartition(".")
+            setattr(adapted.module.get_submodule(parent), name, linear)
+        for name in adapted.trained:
+            tensor = adapted.module.get_parameter(name)
+            tensor.copy_(tensor.to(adapted.dtype))
+
+
+def scaled_product(layer: LoRALinear) -> Tensor:
+    """Return alpha / dim * B A in fp32, in the layout of the fused weight: float[out, in]."""
+    adapter = layer.adapter
+    product = adapter.linear_out.weight.float() @ adapter.linear_in.weight.float()
+    return product * (adapter.alpha / adapter.dim)
+
+
+def adapted_layers(module: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
+    """Yield the layers with adapters by the names that they have in the table."""
+    for path, layer in module.named_modules():
+        if isinstance(layer, LoRALinear):
+            yield path, layer
+
+
+def _read_into(module: MegatronModule, weights: Path) -> list[str]:
+    """Load what a LoRA checkpoint holds into a model and return the names.
+
+    Raises:
+        ConversionError: adapters are missing or surplus, or of another shape.
+    """
+    stored = {
+        name: tuple(tensor.global_shape)
+        for name, tensor in dist_checkpointing.load_tensors_metadata(str(weights)).items()
+        if name.startswith(_PREFIX)
+    }
+    metadata = dist_checkpointing.load_content_metadata(str(weights)) or {}
+    whole = module.sharded_state_dict(prefix=_PREFIX, metadata=metadata)
+    sharded = {name: value for name, value in whole.items() if value.key in stored}
+    _check_adapters(weights, whole, stored)
+    loaded = dist_checkpointing.load(
+        {"state_dict": sharded}, str(weights), validate_access_integrity=False
+    )
+    state = {name.removeprefix(_PREFIX): value for name, value in loaded["state_dict"].items()}
+    # Strict would ask for the base's weights, which are there already.
+    surplus = module.load_state_dict(state, strict=False).unexpected_keys
+    assert not surplus, surplus
+    return list(state)
+
+
+def _check_adapters(weights: Path, whole: Mapping, stored: Mapping[str, tuple[int, ...]]) -> None:
+    wanted = {value.key for name, value in whole.items() if _ADAPTER in name}
+    wanted = {key for key in wanted if not key.endswith("_extra_state")}
+    missing = sorted(wanted - stored.keys())
+    surplus = sorted(stored.keys() - {value.key for value in whole.values()})
+    if missing or surplus:
+        parts = [f"{name} is missing" for name in missing]
+        parts += [f"{name} is surplus" for name in surplus]
+        raise ConversionError(
+            f"ckpt: the adapters of {weights.parent} do not fit their base: {'; '.join(parts)}."
+        )

@@ -1,0 +1,110 @@
+"""NVILA for import, export and verify: flat `nvila_lite` directories with modelling code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, PretrainedConfig
+
+from converters.family import Family, Prompt
+from converters.gradient_image import gradient_image
+from converters.hf_directory import check_directory_name, write_code
+from converters.mapping import Row
+from converters.nvila import nvila_table
+from converters.vila_layout import write_vila_layout
+from models.family_config import FamilyConfig
+from models.nvila.config import NvilaConfig, read_assets_config
+from models.nvila.model import NvilaModel
+from models.nvila.remote_code import require_known_code
+
+_HEAD, _EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
+
+
+class NvilaFamily(Family):
+    """Qwen2 and SigLIP behind a pixel-shuffle projector."""
+
+    name = "nvila"
+    model_type = "nvila_lite"
+    hint = " (a language model and a vision tower are put together with `assemble`)"
+    layouts = ("hf", "vila")
+    runs_directory_code = True
+    lightning_class = NvilaModel
+
+    def describe(self, assets: Path) -> NvilaConfig:
+        """Return the sizes of the model."""
+        return NvilaConfig.describe(str(assets))
+
+    def table(self, config: FamilyConfig) -> list[Row]:
+        """Return the rows of NVILA."""
+        assert isinstance(config, NvilaConfig)
+        return nvila_table(config)
+
+    def table_names(self, hf: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Drop a stored copy of a tied embedding when it is one.
+
+        Raises:
+            ValueError: the copy differs from the embedding.
+        """
+        tied = read_assets_config(hf).text_config.tie_word_embeddings
+        if not tied or _HEAD not in tensors or _EMBEDDING not in tensors:
+            return tensors
+        if not tensors[_HEAD].equal(tensors[_EMBEDDING]):
+            raise ValueError(
+                f"hf: {hf} says tie_word_embeddings, but {_HEAD} differs from the embedding."
+            )
+        return {name: tensor for name, tensor in tensors.items() if name != _HEAD}
+
+    def check_target(self, out: Path) -> None:
+        """Refuse names that transformers cannot import code from."""
+        check_directory_name(out)
+
+    def write_code(self, folder: Path) -> None:
+        """Copy the modelling code."""
+        write_code(folder)
+
+    def write_layout(
+        self, layout: str, folder: Path, assets: Path, tensors: dict[str, Tensor]
+    ) -> None:
+        """Write the three folders of VILA."""
+        assert layout == "vila", layout
+        write_vila_layout(folder, assets, tensors)
+
+    def check_code(self, hf: Path) -> None:
+        """Refuse code that is not a copy of ours."""
+        require_known_code(hf)
+
+    def prompts(self, processor: Any, description: PretrainedConfig) -> dict[str, Prompt]:
+        """One tile, many tiles, many images, text only."""
+        size = description.tile_size
+        return {
+            "one_tile": Prompt(
+                text="<image>\n何が見えますか?", images=(gradient_image(size, size, seed=0),)
+            ),
+            "many_tiles": Prompt(
+                text="<image>\n左から順に読んでください。",
+                images=(gradient_image(size * 3, size, seed=1),),
+            ),
+            "many_images": Prompt(
+                text="<image>\nこれと<image>\nこれは同じですか?",
+                images=(
+                    gradient_image(size * 2, size, seed=2),
+                    gradient_image(size, size * 2, seed=3),
+                ),
+            ),
+            "text_only": Prompt(text="日本で一番高い山は何ですか?"),
+        }
+
+    def model_inputs(self, processor: Any, inputs: BatchFeature) -> dict[str, Tensor | None]:
+        """Tokens and uint8 tiles."""
+        tokens = inputs["input_ids"]
+        pixels = inputs.get("pixel_values")
+        if pixels is not None:
+            pixels = ((pixels * 0.5 + 0.5) * 255.0).round().to(torch.uint8)
+        return {
+            "tokens": tokens,
+            "position_ids": torch.arange(tokens.shape[1]).unsqueeze(0),
+            "tiles": pixels,
+        }

@@ -1,0 +1,184 @@
+"""The table against transformers' own model and against ours, at the published sizes."""
+
+import pytest
+import torch
+from transformers import MllamaConfig, MllamaForConditionalGeneration
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+VISION = {
+    "hidden_size": 1280,
+    "num_attention_heads": 16,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_global_layers": 8,
+    "image_size": 560,
+    "patch_size": 14,
+    "max_num_tiles": 4,
+    "intermediate_layers_indices": [3, 7, 15, 23, 30],
+    "vision_output_dim": 7680,
+}
+SIZES = {
+    "11b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "cross_attention_layers": list(range(3, 40, 5)),
+    },
+    "90b": {
+        "vocab_size": 128256,
+        "hidden_size": 8192,
+        "num_hidden_layers": 100,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "intermediate_size": 28672,
+        "cross_attention_layers": list(range(3, 100, 5)),
+    },
+}
+PARAMETERS = {"11b": 10.7, "90b": 88.6}
+"""Billions, as the pages of the published models say."""
+
+
+@pytest.fixture(scope="module")
+def published(nemo):
+    """A published size as (configuration, tensors on the meta device under their disk names)."""
+    from converters.mllama import disk_names
+
+    made = {}
+
+    def build(size):
+        if size not in made:
+            config = MllamaConfig(VISION, SIZES[size] | {"rope_scaling": ROPE})
+            with torch.device("meta"):
+                model = MllamaForConditionalGeneration(config)
+            made[size] = (config, disk_names(model.state_dict()))
+        return made[size]
+
+    return build
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_table_has_the_keys_and_shapes_of_both_models(published, size, monkeypatch):
+    from converters.checkpoint import model_tensors
+    from converters.mapping import to_hf, to_megatron
+    from converters.mllama import mllama_table
+    from models.mllama.config import config_from_hf
+
+    description, theirs = published(size)
+    parameters = sum(tensor.numel() for tensor in theirs.values())
+    assert round(parameters / 1e9, 1) == PARAMETERS[size]
+    config = config_from_hf(description)
+    config.perform_initialization = False
+    config.use_cpu_initialization = True
+    # Transformer Engine's layers take a device of their own, and are filled from host memory.
+    layers = "megatron.core.extensions.transformer_engine."
+    monkeypatch.setattr(
+        f"{layers}_get_extra_te_kwargs",
+        lambda config: {"params_dtype": config.params_dtype, "device": "meta"},
+    )
+    monkeypatch.setattr(
+        f"{layers}_initialize_affine_weight_cpu", lambda *arguments, **options: None
+    )
+    with torch.device("meta"):
+        ours = model_tensors(config.configure_model())
+    in_memory = sum(tensor.numel() for tensor in ours.values() if not tensor.is_meta)
+    assert in_memory < 10_000_000
+    table = mllama_table(config)
+    converted = to_megatron(table, theirs)
+    assert shapes(converted) == shapes(ours)
+    assert shapes(to_hf(table, ours)) == shapes(theirs)
+
+
+def shapes(tensors):
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def test_no_tensor_is_in_two_rows(published):
+    from converters.mllama import mllama_table
+    from models.mllama.config import config_from_hf
+
+    table = mllama_table(config_from_hf(published("11b")[0]))
+    for keys in (
+        [key for row in table for key in row.hf_keys],
+        [row.megatron_key for row in table],
+    ):
+        assert len(keys) == len(set(keys))
+
+
+def test_the_norms_of_query_and_key_keep_their_sides(published):
+    """Exchanged, they would give the same bits and logits: their product is all that counts."""
+    from converters.mllama import mllama_table
+    from models.mllama.config import config_from_hf
+
+    rows = {row.hf_keys[0]: row for row in mllama_table(config_from_hf(published("11b")[0]))}
+    for side in ("q", "k"):
+        row = rows[f"language_model.model.layers.38.cross_attn.{side}_norm.weight"]
+        place = "language_model.decoder.layers.38.cross_attention."
+        assert row.megatron_key == f"{place}{side}_layernorm.weight"
+
+
+def test_key_and_value_of_a_group_stand_together():
+    from converters.mapping import FuseKeyValue
+
+    row = FuseKeyValue(key="k", value="v", megatron="m", num_groups=2, head_size=3)
+    key, value = torch.randn(6, 5), torch.randn(6, 5)
+    fused = row.fuse((key, value))
+    assert torch.equal(fused, torch.cat([key[:3], value[:3], key[3:], value[3:]]))
+    for found, expected in zip(row.split(fused), (key, value), strict=True):
+        assert torch.equal(found, expected)
+        assert found.untyped_storage().nbytes() == expected.numel() * 4
+
+
+def test_the_padding_of_both_vocabulary_tables_is_cut_again(published):
+    """128,264 rows of the embedding and 128,256 of the output layer, both in 128,384."""
+    from converters.mllama import mllama_table
+    from models.mllama.config import config_from_hf
+
+    table = mllama_table(config_from_hf(published("11b")[0]))
+    rows = {row.megatron_key: row for row in table}
+    for name, real in (("embedding.word_embeddings", 128264), ("output_layer", 128256)):
+        row = rows[f"language_model.{name}.weight"]
+        weight = torch.arange(real, dtype=torch.float32).unsqueeze(1)
+        padded = row.fuse((weight,))
+        assert padded.shape[0] == 128384
+        assert padded[real:].abs().sum() == 0
+        assert torch.equal(row.split(padded)[0], weight)
+
+
+def test_the_names_on_disk_are_those_that_transformers_writes(write_nano_mllama, tmp_path, nemo):
+    from safetensors.torch import load_file
+
+    from converters.mllama import disk_names
+
+    model = write_nano_mllama(tmp_path / "hf")
+    on_disk = load_file(tmp_path / "hf" / "model.safetensors")
+    assert any(name.startswith("language_model.model.layers.") for name in on_disk)
+    assert disk_names(on_disk).keys() == on_disk.keys()
+    in_memory = model.state_dict()
+    assert not in_memory.keys() & on_disk.keys()
+    renamed = disk_names(in_memory)
+    assert renamed.keys() == on_disk.keys()
+    for name, tensor in renamed.items():
+        assert torch.equal(tensor, on_disk[name]), name
+
+
+def test_a_mixture_of_both_styles_is_refused():
+    from converters.mapping import ConversionError
+    from converters.mllama import disk_names
+
+    tensors = {"lm_head.weight": torch.zeros(1), "vision_model.class_embedding": torch.zeros(1)}
+    with pytest.raises(
+        ConversionError,
+        match=r"mix two styles of names: lm_head.weight beside vision_model.class_embedding\.",
+    ):
+        disk_names(tensors)

@@ -1,0 +1,278 @@
+"""Real trainings of nano MLlama with LoRA, in processes of their own: layouts, resume, contents."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes.steps_file import STEPS_FILE, read_steps
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).parent / "train_lora_nano.py"
+STEPS = 5
+LAYOUTS = {
+    "tp2": {"strategy": {"tensor_model_parallel_size": 2}},
+    "tp2_sp": {"strategy": {"tensor_model_parallel_size": 2, "sequence_parallel": True}},
+    "pp2": {"strategy": {"pipeline_model_parallel_size": 2}},
+    # The embedding is frozen: without a gradient at its input a recomputed block would train
+    # nothing.
+    "dp2_recompute": {
+        "transformer": {
+            "recompute_granularity": "full",
+            "recompute_method": "uniform",
+            "recompute_num_layers": 1,
+        }
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def start(nemo, tmp_path_factory):
+    """Data, and a checkpoint to train adapters on."""
+    from converters.import_hf import import_checkpoint
+    from launch.quickstart.digits import write_digits
+    from launch.quickstart.mllama_parent import write_mllama
+
+    folder = tmp_path_factory.mktemp("lora_start")
+    files = write_digits(folder / "data", strips_per_length=30, validation_strips=10)
+    write_mllama(folder / "hf")
+    import_checkpoint("mllama", folder / "hf", folder / "imported")
+    return {
+        "init_from": str(folder / "imported"),
+        "train_paths": [str(files.train_singles), str(files.train_strips)],
+        "image_folder": str(files.images),
+        "steps": STEPS,
+        "save_every": 2,
+    }
+
+
+def run_trainings(runs, folder, num_processes=1):
+    """Run train_lora_nano.py and return its exit status and what it has printed."""
+    from launch import backend
+
+    environment = {**os.environ, **backend.child_environment(), "OMP_NUM_THREADS": "1"}
+    paths = [environment.get("PYTHONPATH", ""), str(ROOT)]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    command = [sys.executable]
+    if num_processes > 1:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
+        command += ["--master-port", str(port)]
+    log = folder / f"output_{runs[0]['name']}.txt"
+    # To a file and in a session of its own: what a killed run leaves running would hold a pipe
+    # open, and is ended with the session.
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, str(SCRIPT), json.dumps(runs)],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(timeout=1500)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return status, log.read_text(errors="replace")[-8_000:]
+
+
+@pytest.fixture(scope="module")
+def trained(start, tmp_path_factory):
+    """The folder of the runs of one process: whole, killed (and resumed), frozen, bf16."""
+    folder = tmp_path_factory.mktemp("lora_runs")
+    common = start | {"dir": str(folder)}
+    # Begins with a relative path and is resumed from another working directory.
+    status, output = run_trainings(
+        [
+            common
+            | {
+                "name": "killed",
+                "kill_at_step": 3,
+                "init_from": "imported",
+                "working_directory": str(Path(start["init_from"]).parent),
+            }
+        ],
+        folder,
+    )
+    assert status == -signal.SIGKILL, output
+    assert len(read_steps(folder / "killed" / STEPS_FILE)) == 3, output
+    status, output = run_trainings(
+        [
+            common | {"name": "whole"},
+            common | {"name": "killed", "working_directory": str(folder)},
+            common | {"name": "frozen", "steps": 2, "peft": {"freeze_vision_model": True}},
+            common | {"name": "bf16", "steps": 2, "precision": "bf16"},
+        ],
+        folder,
+    )
+    assert status == 0, output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parallel(trained, start):
+    """The same folder, with one run per layout."""
+    common = start | {"dir": str(trained), "save_every": 1000}
+    runs = [common | {"name": name} | layout for name, layout in LAYOUTS.items()]
+    status, output = run_trainings(runs, trained, num_processes=2)
+    assert status == 0, output
+    return trained
+
+
+def steps_of(folder, name):
+    return read_steps(folder / name / STEPS_FILE)
+
+
+def changes_of(folder, name):
+    """Names as a checkpoint has them: (may train, have changed)."""
+    noted = json.loads((folder / name / "changes.json").read_text())
+    return tuple(
+        {value.replace("module.", "").replace("to_wrap.", "") for value in noted[kind]}
+        for kind in ("trainable", "changed")
+    )
+
+
+def last_checkpoint(folder, name):
+    from models.checkpoint_paths import find_checkpoint
+
+    return find_checkpoint(folder / name)
+
+
+def stored(checkpoint):
+    """Model tensors of a checkpoint by name, without the optimizer's."""
+    from megatron.core import dist_checkpointing
+
+    metadata = dist_checkpointing.load_tensors_metadata(str(checkpoint / "weights"))
+    return {
+        name.removeprefix("module."): tensor
+        for name, tensor in metadata.items()
+        if name.startswith("module.")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_do_not_depend_on_the_layout(parallel, layout):
+    whole, other = steps_of(parallel, "whole"), steps_of(parallel, layout)
+    assert [row["step"] for row in other] == list(range(STEPS))
+    for one, two in zip(whole, other, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3), one["step"]
+    assert whole[-1]["loss"] < whole[0]["loss"] - 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_saves_the_same_adapters(parallel, single_process, layout):
+    from converters.lora import adapted_layers, load_adapted
+
+    one, two = (
+        dict(adapted_layers(load_adapted(last_checkpoint(parallel, name)).module))
+        for name in ("whole", layout)
+    )
+    assert one.keys() == two.keys()
+    for name, layer in one.items():
+        for end in ("linear_in", "linear_out"):
+            first = getattr(layer.adapter, end).weight
+            second = getattr(two[name].adapter, end).weight
+            assert first.abs().max() > 0
+            # Adam turns rounding noise of tiny gradients into steps, so not to the last digit.
+            assert (first - second).norm() <= 0.02 * first.norm(), (name, end)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_only_what_shall_train_changes_and_is_saved(trained):
+    for name, has_vision in (("whole", True), ("frozen", False)):
+        trainable, changed = changes_of(trained, name)
+        assert changed == trainable
+        of_language = {value for value in trainable if value.startswith("language_model.")}
+        assert len(of_language) == 2 * (2 * 4 + 2 * 5)  # self and cross layers, A and B
+        assert all(".adapter." in value for value in of_language)
+        parts = {value.partition(".")[0] for value in trainable - of_language}
+        assert parts == ({"vision_model"} if has_vision else set()) | {"vision_projection"}
+        # The vision encoder's equal layers are saved as one tensor without the layer's number.
+        saved = set(stored(last_checkpoint(trained, name)))
+        assert {value for value in saved if value.startswith("language_model.")} == of_language
+        assert {value.partition(".")[0] for value in saved - of_language} == parts
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_bf16_saves_the_vision_encoder_too(trained):
+    saved = stored(last_checkpoint(trained, "bf16"))
+    assert saved.keys() == stored(last_checkpoint(trained, "whole")).keys()
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_killed_run_goes_on_from_another_directory(trained, start):
+    whole, resumed = steps_of(trained, "whole"), steps_of(trained, "killed")
+    assert [row["step"] for row in resumed] == list(range(STEPS))
+    for one, two in zip(whole, resumed, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        # Wrong moments would show in the norm of the next gradients.
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+        assert two["learning_rate"] == one["learning_rate"]
+        assert two["samples"] == one["samples"]
+    for name in ("whole", "killed"):
+        path = last_checkpoint(trained, name) / "weights" / "adapter_metadata.json"
+        assert json.loads(path.read_text())["model_ckpt_path"] == start["init_from"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_checkpoint_describes_its_adapters(trained):
+    from nemo.lightning import io
+
+    from models.lora import LanguageLoRA
+
+    context = last_checkpoint(trained, "frozen") / "context"
+    made = io.load_context(context, subpath="model.model_transform")
+    assert type(made) is LanguageLoRA
+    assert (made.dim, made.alpha, made.dropout) == (8, 32, 0.0)
+    assert made.freeze_vision_model
+    assert "models.lora.LanguageLoRA" in (context / "model.yaml").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_trained_model_is_the_exported_one(parallel, single_process, tmp_path):
+    from converters.export_hf import export_checkpoint
+    from converters.verify import verify_checkpoint
+
+    checkpoint = last_checkpoint(parallel, "tp2_sp")
+    export_checkpoint(checkpoint, tmp_path / "merged")
+    report = verify_checkpoint(tmp_path / "merged", checkpoint)
+    assert report.passed, report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_start_that_cannot_work_is_refused(trained, tmp_path):
+    from recipes.start import StartOrResume
+
+    checkpoint = last_checkpoint(trained, "frozen")
+    with pytest.raises(ValueError, match=r"^init_from: .* holds adapters only; start from"):
+        StartOrResume(init_from=str(checkpoint)).setup(trainer=None)
+    moved = tmp_path / "checkpoints" / checkpoint.name
+    shutil.copytree(checkpoint, moved)
+    path = moved / "weights" / "adapter_metadata.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps(description | {"model_ckpt_path": "/gone/base"}))
+    with pytest.raises(ValueError, match=r"^resume: .* holds adapters for /gone/base, which is no"):
+        StartOrResume(resume_from_directory=str(moved.parent)).get_trainer_ckpt_path()

@@ -1,0 +1,107 @@
+"""Trains nano MLlama with LoRA by its recipe, for the tests that need processes of their own.
+
+    python [-m torch.distributed.run --nproc-per-node 2] train_lora_nano.py JSON
+
+JSON is a list of runs, done one after the other in the same processes:
+{"dir", "name", "init_from", "train_paths", "image_folder", "steps", "save_every", "kill_at_step",
+"precision", "working_directory", "strategy": {...}, "transformer": {...}, "peft": {...}}.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import nemo_run as run
+import torch
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
+from nemo.lightning import io
+from nemo.utils.app_state import AppState
+
+from recipes.mllama.recipe import finetune_recipe
+
+
+class KillAt(pl.Callback, io.IOMixin):
+    """Ends the process as a power cut would, after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *arguments) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class NoteChanges(pl.Callback, io.IOMixin):
+    """Writes to `changes.json` of the run which parameters may train, and which have changed."""
+
+    def __init__(self) -> None:
+        self.before = {}
+
+    def on_train_batch_start(self, trainer, module, *arguments) -> None:
+        if not self.before:
+            self.before = {name: value.clone() for name, value in module.named_parameters()}
+
+    def on_train_end(self, trainer, module) -> None:
+        after = dict(module.named_parameters())
+        noted = {
+            "trainable": [name for name, value in after.items() if value.requires_grad],
+            "changed": [name for name in after if not torch.equal(after[name], self.before[name])],
+        }
+        if trainer.is_global_zero:
+            (Path(AppState().log_dir) / "changes.json").write_text(json.dumps(noted))
+
+
+def build(options):
+    recipe = finetune_recipe(
+        dir=options["dir"],
+        name=options["name"],
+        size="nano",
+        peft_scheme="lora",
+        init_from=options["init_from"],
+        num_gpus_per_node=int(os.environ.get("WORLD_SIZE", "1")),
+        precision=options.get("precision"),
+    )
+    recipe.trainer.max_steps = options["steps"]
+    recipe.log.ckpt.every_n_train_steps = options.get("save_every", 1000)
+    recipe.log.ckpt.save_top_k = -1
+    for part in ("language_transformer_config", "vision_transformer_config"):
+        for name, value in options.get("transformer", {}).items():
+            setattr(getattr(recipe.model.config, part), name, value)
+    for name, value in options.get("strategy", {}).items():
+        setattr(recipe.trainer.strategy, name, value)
+    recipe.peft.dropout = 0.0  # layouts would draw different random numbers
+    for name, value in options.get("peft", {}).items():
+        setattr(recipe.peft, name, value)
+    recipe.data.train_paths = options["train_paths"]
+    recipe.data.image_folder = options["image_folder"]
+    recipe.data.num_workers = 0
+    recipe.trainer.callbacks.append(run.Config(NoteChanges))
+    if "kill_at_step" in options:
+        recipe.trainer.callbacks.append(run.Config(KillAt, step=options["kill_at_step"]))
+    return recipe
+
+
+def forget_the_run():
+    """Take back what a run leaves behind in its processes."""
+    torch.distributed.barrier()
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+    if "MASTER_PORT" in os.environ:
+        # The keys of the last group are still in torchrun's store: meet in a store of our own.
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    destroy_num_microbatches_calculator()
+    app_state = AppState()
+    for name in ("log_dir", "exp_dir", "name"):
+        setattr(app_state, name, None)
+
+
+if __name__ == "__main__":
+    for one in json.loads(sys.argv[1]):
+        os.chdir(one.get("working_directory", "."))
+        run.run(build(one), direct=True)
+        forget_the_run()

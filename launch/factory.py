@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import types
 import typing
 from collections.abc import Sequence
@@ -11,7 +12,12 @@ from typing import Any
 import nemo_run as run
 from nemo_run.cli.cli_parser import CLIException, parse_cli_args, type_parser
 
-FACTORIES = ("nvila",)
+FACTORIES = {
+    "nvila": "recipes.nvila.recipe:finetune_recipe",
+    "nvila_pretrain": "recipes.nvila.recipe:pretrain_recipe",
+    "mllama": "recipes.mllama.recipe:finetune_recipe",
+}
+"""Where each factory's function is; only the one that is asked for is imported."""
 
 
 @type_parser.register_parser(types.UnionType)
@@ -67,10 +73,10 @@ def build_recipe(text: str, overrides: Sequence[str] = ()) -> run.Partial:
     name, arguments = parse_factory(text)
     if name not in FACTORIES:
         raise ValueError(f"factory: {name!r} is unknown; allowed are {', '.join(FACTORIES)}.")
-    from recipes.nvila.recipe import finetune_recipe
-
+    module, _, function = FACTORIES[name].partition(":")
+    build = getattr(importlib.import_module(module), function)
     try:
-        recipe = finetune_recipe(**arguments)
+        recipe = build(**arguments)
     except TypeError as error:
         raise ValueError(f"factory: {name} does not accept these arguments ({error}).") from error
     if not overrides:

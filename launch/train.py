@@ -90,18 +90,18 @@ def check_request(recipe: run.Partial) -> None:
     """
     import fiddle as fdl
 
-    from models.checkpoint_paths import find_checkpoint
-    from models.nvila.config import read_assets_config
+    from models.checkpoint_paths import find_assets, find_checkpoint
 
     if recipe.trainer.num_nodes > 1:
         raise ValueError(
             f"num_nodes: {recipe.trainer.num_nodes} nodes need a scheduler, and only the executor "
             "of this machine is there yet; use 1, or give the recipe to a NeMo-Run executor."
         )
+    config = fdl.build(recipe.model.config)
     init_from = getattr(recipe.resume, "init_from", None)
     if init_from is not None:
-        read_assets_config(find_checkpoint(init_from) / "context" / "assets")
-    fdl.build(recipe.model.config).resolve_assets()
+        config.describe(str(find_assets(find_checkpoint(init_from))))
+    config.resolve_assets()
     data = fdl.build(recipe.data)
     data.setup("fit")
     if not getattr(data, "train_paths", True):

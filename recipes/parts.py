@@ -11,10 +11,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
+from nemo.collections import llm
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
+from datamodules.preloaded import PreloadedDataModule
 from recipes.checkpoints import StageCheckpoint
-from recipes.rows import LayoutRow, Precision, StageRow
+from recipes.rows import LayoutRow, Precision, StageRow, check_batch
 from recipes.start import StartOrResume
 from recipes.step_log import StepLog
 
@@ -32,6 +34,17 @@ def with_precision(layout: LayoutRow, precision: str | None) -> LayoutRow:
             f"precision: {precision!r} is unknown; allowed are {', '.join(get_args(Precision))}."
         )
     return replace(layout, precision=cast(Precision, precision))
+
+
+def recompute_options(layout: LayoutRow) -> dict[str, object]:
+    """Return the fields of a TransformerConfig for the layout's recomputation."""
+    if not layout.recompute:
+        return {}
+    return {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    }
 
 
 def precision_plugin(precision: Precision) -> run.Config:
@@ -114,7 +127,7 @@ def optimizer(stage: StageRow, layout: LayoutRow) -> run.Config:
             weight_decay=stage.weight_decay,
             adam_beta1=0.9,
             adam_beta2=stage.adam_beta2,
-            adam_eps=1e-8,
+            adam_eps=stage.adam_eps,
             clip_grad=stage.clip_grad,
             use_distributed_optimizer=True,
             bf16=layout.precision != "fp32",
@@ -160,3 +173,51 @@ def log(stage: StageRow, dir: str, name: str) -> run.Config:
 def resume(init_from: str) -> run.Config:
     """Continue this run's own last checkpoint, else start from the weights of `init_from`."""
     return run.Config(StartOrResume, init_from=init_from)
+
+
+def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str) -> run.Config:
+    """Build the data module; the user names the files (`data.train_paths=...`).
+
+    Rows are padded so that every rank's part of a sequence suits the matrix units: Transformer
+    Engine's FP8 needs multiples of 16.
+    """
+    ranks = layout.tensor_parallel if layout.sequence_parallel else 1
+    return run.Config(
+        PreloadedDataModule,
+        assets=assets,
+        seq_length=stage.seq_length,
+        micro_batch_size=layout.micro_batch_size,
+        global_batch_size=stage.global_batch_size,
+        max_tiles=stage.max_tiles,
+        pad_to_multiple_of=(16 if layout.precision == "fp8" else 8) * ranks,
+        num_workers=layout.num_workers,
+        bad_sample_file=f"{folder}/log/bad_samples.jsonl",
+    )
+
+
+def finetune(
+    model: run.Config,
+    stage: StageRow,
+    layout: LayoutRow,
+    dir: str,
+    name: str,
+    num_nodes: int,
+    num_gpus_per_node: int,
+    init_from: str,
+) -> run.Partial:
+    """Compose a run of `model` in `dir/name`, from the weights and assets of `init_from`.
+
+    Raises:
+        ValueError: the global batch does not divide over the machines.
+    """
+    check_batch(stage, layout, num_nodes, num_gpus_per_node)
+    return run.Partial(
+        llm.finetune,
+        model=model,
+        data=data(stage, layout, assets=init_from, folder=f"{dir}/{name}"),
+        trainer=trainer(stage, layout, num_nodes, num_gpus_per_node),
+        log=log(stage, dir, name),
+        resume=resume(init_from),
+        optim=optimizer(stage, layout),
+        tokenizer=None,
+    )

@@ -33,6 +33,7 @@ class StageRow:
 
     weight_decay: float
     adam_beta2: float
+    adam_eps: float = 1e-8
     clip_grad: float
     """Norm to which gradients are clipped; 0 is off."""
 

@@ -12,22 +12,17 @@ from __future__ import annotations
 import nemo_run as run
 from nemo.collections import llm
 
-from datamodules.preloaded import PreloadedDataModule
 from models.nvila.config import NvilaConfig, NvilaLanguageConfig, SiglipTowerConfig
 from models.nvila.model import NvilaModel
 from recipes import parts
 from recipes.nvila.sizes import LAYOUTS, SIZES, Size, SizeRow
 from recipes.nvila.stages import Stage, stage_row
-from recipes.rows import LayoutRow, StageRow, check_batch, look_up
+from recipes.rows import LayoutRow, StageRow, look_up
 
 
 def model(size: SizeRow, stage: StageRow, layout: LayoutRow, assets: str) -> run.Config:
     """Build the model of a size, frozen as the stage says."""
-    recompute = (
-        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-        if layout.recompute
-        else {}
-    )
+    recompute = parts.recompute_options(layout)
     language = run.Config(
         NvilaLanguageConfig,
         hidden_size=size.hidden_size,
@@ -63,26 +58,6 @@ def model(size: SizeRow, stage: StageRow, layout: LayoutRow, assets: str) -> run
             freeze_vision_model=not stage.train_vision,
             freeze_vision_projection=not stage.train_projector,
         ),
-    )
-
-
-def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str) -> run.Config:
-    """Build the data module; the user names the files (`data.train_paths=...`).
-
-    Rows are padded so that every rank's part of a sequence suits the matrix units: Transformer
-    Engine's FP8 needs multiples of 16.
-    """
-    ranks = layout.tensor_parallel if layout.sequence_parallel else 1
-    return run.Config(
-        PreloadedDataModule,
-        assets=assets,
-        seq_length=stage.seq_length,
-        micro_batch_size=layout.micro_batch_size,
-        global_batch_size=stage.global_batch_size,
-        max_tiles=stage.max_tiles,
-        pad_to_multiple_of=(16 if layout.precision == "fp8" else 8) * ranks,
-        num_workers=layout.num_workers,
-        bad_sample_file=f"{folder}/log/bad_samples.jsonl",
     )
 
 
@@ -126,17 +101,16 @@ def finetune_recipe(
             f"peft_scheme: {peft_scheme!r} is not supported for nvila yet; allowed is 'none'."
         )
     gpus = (1 if size == "nano" else 8) if num_gpus_per_node is None else num_gpus_per_node
-    check_batch(row, layout, num_nodes, gpus)
     start = init_from or f"{dir}/{row.starts_from}"
-    return run.Partial(
-        llm.finetune,
-        model=model(size_row, row, layout, assets=start),
-        data=data(row, layout, assets=start, folder=f"{dir}/{name or stage}"),
-        trainer=parts.trainer(row, layout, num_nodes, gpus),
-        log=parts.log(row, dir, name or stage),
-        resume=parts.resume(start),
-        optim=parts.optimizer(row, layout),
-        tokenizer=None,
+    return parts.finetune(
+        model(size_row, row, layout, assets=start),
+        row,
+        layout,
+        dir=dir,
+        name=name or stage,
+        num_nodes=num_nodes,
+        num_gpus_per_node=gpus,
+        init_from=start,
     )
 
 

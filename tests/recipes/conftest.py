@@ -59,6 +59,46 @@ def nano_start(nemo, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def nano_mllama_start(nano_start, tmp_path_factory):
+    """An imported MLlama; the same data, text without images, and pairs of images."""
+    from converters.import_hf import import_checkpoint
+    from launch.quickstart.mllama_parent import train_mllama_tokenizer, write_mllama
+
+    folder = tmp_path_factory.mktemp("nano_mllama_start")
+    write_mllama(folder / "hf", train_mllama_tokenizer())
+    import_checkpoint("mllama", folder / "hf", folder / "imported")
+    names = [f"train_strip2_{number:04d}.png" for number in range(30)]
+    _write_records(
+        folder / "text.jsonl",
+        [(f"{number} の次の数は?", str(number + 1), []) for number in range(9)],
+    )
+    _write_records(
+        folder / "pairs.jsonl",
+        [
+            ("<image>\nと<image>\nは同じですか?", "いいえ", [one, two])
+            for one, two in zip(names[::2], names[1::2], strict=True)
+        ],
+    )
+    return nano_start | {
+        "family": "mllama",
+        "init_from": str(folder / "imported"),
+        "train_paths": [
+            *nano_start["train_paths"],
+            str(folder / "text.jsonl"),
+            str(folder / "pairs.jsonl"),
+        ],
+        "weights": [0.3, 0.2, 0.3, 0.2],
+    }
+
+
+def _write_records(path, rows):
+    with path.open("w", encoding="utf-8") as file:
+        for question, answer, images in rows:
+            turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+            file.write(json.dumps({"image": images, "conversations": turns}) + "\n")
+
+
+@pytest.fixture(scope="session")
 def run_training(project_root, tmp_path_factory):
     """Runs train_nano.py and returns its exit status."""
 

@@ -29,36 +29,55 @@ LAYOUTS = {
 }
 
 
+MLLAMA_LAYOUTS = {
+    f"mllama_{name}": LAYOUTS[name]
+    for name in ("tp2_sp", "pp2", "dp2_recompute", "dp2_micro4_workers")
+}
+# Micro-batches of one sample: some have no image, on one rank and not on the other.
+MLLAMA_LAYOUTS["mllama_dp2_overlapped"] = LAYOUTS["dp2_overlapped"] | {
+    "data": {"micro_batch_size": 1}
+}
+
+
 def steps_of(folder, name):
     return read_steps(Path(folder) / name / STEPS_FILE)
 
 
 @pytest.fixture(scope="module")
-def whole_run(nano_start, run_training, tmp_path_factory):
-    """The folder of an uninterrupted run of one process, called whole."""
+def whole_run(nano_start, nano_mllama_start, run_training, tmp_path_factory):
+    """The folder of uninterrupted runs of one process, called whole and mllama_whole."""
     folder = tmp_path_factory.mktemp("trained")
+    common = {"dir": str(folder), "steps": STEPS, "save_every": 4}
     run_training(
-        [nano_start | {"dir": str(folder), "name": "whole", "steps": STEPS, "save_every": 4}]
+        [
+            nano_start | common | {"name": "whole"},
+            nano_mllama_start | common | {"name": "mllama_whole"},
+        ]
     )
     return folder
 
 
 @pytest.fixture(scope="module")
-def trained(whole_run, nano_start, run_training):
+def trained(whole_run, nano_start, nano_mllama_start, run_training):
     """The same folder, with one run per layout."""
     folder = whole_run
     common = nano_start | {"dir": str(folder), "steps": STEPS, "save_every": 4}
     runs = [common | {"name": name} | layout for name, layout in LAYOUTS.items()]
     runs += [common | {"name": name, "stage": "align"} | LAYOUTS[name[6:]] for name in FROZEN]
     runs += [common | {"name": "bf16", "precision": "bf16"}]
+    runs += [
+        common | nano_mllama_start | {"name": name} | layout
+        for name, layout in MLLAMA_LAYOUTS.items()
+    ]
     run_training(runs, num_processes=2)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *MLLAMA_LAYOUTS])
 def test_losses_do_not_depend_on_the_layout(trained, layout):
-    whole, parallel = steps_of(trained, "whole"), steps_of(trained, layout)
+    reference = "mllama_whole" if layout in MLLAMA_LAYOUTS else "whole"
+    whole, parallel = steps_of(trained, reference), steps_of(trained, layout)
     assert [row["step"] for row in parallel] == list(range(STEPS))
     for one, two in zip(whole, parallel, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
@@ -92,18 +111,24 @@ def test_bf16_stays_near_fp32_and_is_what_the_checkpoint_holds(trained, nemo):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_its_last_checkpoint_was(whole_run, nano_start, run_training):
-    options = nano_start | {
+@pytest.mark.parametrize(
+    ("start", "reference"), [("nano_start", "whole"), ("nano_mllama_start", "mllama_whole")]
+)
+def test_a_killed_run_goes_on_where_its_last_checkpoint_was(
+    request, whole_run, run_training, start, reference
+):
+    name = f"{reference}_killed"
+    options = request.getfixturevalue(start) | {
         "dir": str(whole_run),
-        "name": "killed",
+        "name": name,
         "steps": STEPS,
         "save_every": 4,
     }
     status = run_training([options | {"kill_at_step": 7}], check=False)
     assert status == -signal.SIGKILL
-    assert len(steps_of(whole_run, "killed")) >= 6
+    assert len(steps_of(whole_run, name)) >= 6
     run_training([options])
-    whole, resumed = steps_of(whole_run, "whole"), steps_of(whole_run, "killed")
+    whole, resumed = steps_of(whole_run, reference), steps_of(whole_run, name)
     assert [row["step"] for row in resumed] == list(range(STEPS))
     # A few units in the last place of fp32: the kernels' order of sums depends on where the
     # allocator has put a tensor, which a resume changes.

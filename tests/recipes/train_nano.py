@@ -1,16 +1,18 @@
-"""Trains nano stage 3 with the recipe, for the tests that need processes of their own.
+"""Trains nano models with the recipes, for the tests that need processes of their own.
 
     python [-m torch.distributed.run --nproc-per-node 2] train_nano.py JSON
 
 JSON is a list of runs, done one after the other in the same processes:
-{"dir", "name", "init_from", "train_paths", "image_folder", "steps", "save_every", "kill_at_step",
-"strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision", "stage"}.
+{"dir", "name", "init_from", "train_paths", "weights", "image_folder", "steps", "save_every",
+"kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
+"stage", "family"}; the family is nvila (stage sft) or mllama.
 """
 
 import json
 import os
 import signal
 import sys
+from functools import partial
 
 import lightning.pytorch as pl
 import nemo_run as run
@@ -20,7 +22,8 @@ from megatron.core.num_microbatches_calculator import destroy_num_microbatches_c
 from nemo.lightning import io
 from nemo.utils.app_state import AppState
 
-from recipes.nvila.recipe import finetune_recipe
+import recipes.mllama
+import recipes.nvila
 
 
 class KillAt(pl.Callback, io.IOMixin):
@@ -35,10 +38,13 @@ class KillAt(pl.Callback, io.IOMixin):
 
 
 def build(options):
+    finetune_recipe = {
+        "nvila": partial(recipes.nvila.finetune_recipe, stage=options.get("stage", "sft")),
+        "mllama": recipes.mllama.finetune_recipe,
+    }[options.get("family", "nvila")]
     recipe = finetune_recipe(
         dir=options["dir"],
         name=options["name"],
-        stage=options.get("stage", "sft"),
         size="nano",
         init_from=options["init_from"],
         num_gpus_per_node=int(os.environ.get("WORLD_SIZE", "1")),
@@ -54,6 +60,7 @@ def build(options):
     for name, value in options.get("ddp", {}).items():
         setattr(recipe.trainer.strategy.ddp, name, value)
     recipe.data.train_paths = options["train_paths"]
+    recipe.data.weights = options.get("weights")
     recipe.data.image_folder = options["image_folder"]
     for name, value in options.get("data", {}).items():
         setattr(recipe.data, name, value)

@@ -9,15 +9,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from evaluation.generation import Progress, Query, answer
-from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
+from evaluation.families import AnswerFamily
+from evaluation.generation import Progress, answer, check_query
+from evaluation.query import IMAGE_PLACEHOLDER, Query, open_image
 
 _ROLES = {
     "system": "system",
+    "システム": "system",
     "human": "user",
     "user": "user",
+    "ユーザー": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "アシスタント": "assistant",
 }
 
 
@@ -89,9 +93,62 @@ def exact_match(
         ValueError: If the file cannot be read or has no usable record, or the images cannot be
             shuffled.
     """
+    samples = prepare(data, image_folder, limit, shuffle_images, seed)
+    return score(
+        model,
+        processor,
+        samples,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def prepare(
+    data: Path | str,
+    image_folder: Path | str,
+    limit: int | None = None,
+    shuffle_images: bool = False,
+    seed: int = 0,
+) -> list[Sample]:
+    """Reads the questions and looks at every image; needs no model.
+
+    A damaged file shows here, before minutes of loading and answering. The arguments are those of
+    ``exact_match``.
+
+    Raises:
+        ValueError: If the data cannot be used.
+    """
     samples = read_samples(Path(data), Path(image_folder), limit)
-    if shuffle_images:
-        samples = shuffled_images(samples, seed)
+    for image in dict.fromkeys(image for sample in samples for image in sample.query.images):
+        open_image(image)
+    return shuffled_images(samples, seed) if shuffle_images else samples
+
+
+def check_samples(family: AnswerFamily, processor: Any, samples: Sequence[Sample]) -> None:
+    """Refuses samples that the model could not be asked; needs its processor only.
+
+    Raises:
+        ValueError: If placeholders and images of a sample differ in number, or the chat template
+            refuses its conversation.
+    """
+    for sample in samples:
+        try:
+            check_query(family, processor, sample.query)
+        except ValueError as error:
+            raise ValueError(f"data: sample {sample.sample_id!r}: {error}") from error
+
+
+def score(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    progress: Progress | None = None,
+) -> ExactMatch:
+    """Answers prepared samples and compares; the arguments are those of ``exact_match``."""
     queries = [sample.query for sample in samples]
     answers = answer(model, processor, queries, max_new_tokens, batch_size, progress)
     rows = tuple(_row(sample, text) for sample, text in zip(samples, answers, strict=True))
@@ -197,9 +254,9 @@ def _sample(record: Any, image_folder: Path, place: str, default_id: str) -> Sam
         )
     images = _images(record, image_folder, place)
     *messages, truth = messages
-    if images and not any(IMAGE_TOKEN in message["content"] for message in messages):
+    if images and not any(IMAGE_PLACEHOLDER in message["content"] for message in messages):
         question = next(message for message in messages if message["role"] == "user")
-        question["content"] = f"{IMAGE_TOKEN}\n" * len(images) + question["content"]
+        question["content"] = f"{IMAGE_PLACEHOLDER}\n" * len(images) + question["content"]
     sample_id = str(record.get("id", default_id))
     return Sample(sample_id, Query(messages, images), truth["content"].strip())
 

@@ -1,40 +1,45 @@
 """Greedy answers of an exported model, with transformers only."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from jinja2 import TemplateError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
-from models.nvila.hf_code.tiling_nvila_lite import tile_count
-from models.nvila.remote_code import require_known_code
+from evaluation.families import AnswerFamily, family_of, read_model_type
+from evaluation.query import IMAGE_PLACEHOLDER, Query
 
 Progress = Callable[[int, int], None]
-ImageSource = Image.Image | Path | str
 
 
-@dataclass(frozen=True)
-class Query:
-    """A conversation that waits for an answer, and its images.
+def open_processor(
+    hf_directory: Path | str, trust_remote_code: bool = False
+) -> tuple[AnswerFamily, Any]:
+    """Opens an exported directory; the weights are not read.
 
-    Attributes:
-        messages: Messages with ``role`` and a string ``content``; ``<image>`` stands for an image.
-        images: PIL images or paths, one for each placeholder, in order.
+    Args:
+        hf_directory: The exported directory.
+        trust_remote_code: Whether to run code in the directory that is not a copy of this
+            repository's.
+
+    Returns:
+        The family and the processor.
+
+    Raises:
+        ValueError: If the directory is not an export of a known family, or has other code and
+            ``trust_remote_code`` is not set.
     """
-
-    messages: Sequence[dict[str, str]]
-    images: Sequence[ImageSource] = ()
-
-    @classmethod
-    def ask(cls, question: str, images: Sequence[ImageSource] = ()) -> "Query":
-        """Makes a query of one question; images without a placeholder come before it."""
-        if IMAGE_TOKEN not in question:
-            question = f"{IMAGE_TOKEN}\n" * len(images) + question
-        return cls([{"role": "user", "content": question}], images)
+    directory = Path(hf_directory)
+    family = family_of(read_model_type(directory), str(directory))
+    if not trust_remote_code:
+        family.check_directory(directory)
+    processor = AutoProcessor.from_pretrained(
+        directory, trust_remote_code=family.runs_directory_code
+    )
+    return family, processor
 
 
 def load(
@@ -49,26 +54,38 @@ def load(
         hf_directory: The exported directory.
         device: Device of the model.
         dtype: Type of the weights.
-        trust_remote_code: Whether to run code in the directory that is not a copy of this
-            repository's.
+        trust_remote_code: As for ``open_processor``.
 
     Returns:
         The model in evaluation mode and the processor.
 
     Raises:
-        ValueError: If the directory is not an export, or has other code and
-            ``trust_remote_code`` is not set.
+        ValueError: As ``open_processor``.
     """
-    directory = Path(hf_directory)
-    if not (directory / "config.json").is_file():
-        raise ValueError(f"hf: {directory} must be a directory with a config.json.")
-    if not trust_remote_code:
-        require_known_code(directory)
-    processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+    family, processor = open_processor(hf_directory, trust_remote_code)
     model = AutoModelForImageTextToText.from_pretrained(
-        directory, trust_remote_code=True, torch_dtype=dtype
+        hf_directory, trust_remote_code=family.runs_directory_code, torch_dtype=dtype
     )
     return model.to(device).eval(), processor
+
+
+def check_query(family: AnswerFamily, processor: Any, query: Query) -> None:
+    """Refuses a query that the model could not be asked.
+
+    Raises:
+        ValueError: If placeholders and images differ in number, or the chat template refuses the
+            conversation.
+    """
+    placeholders = sum(message["content"].count(IMAGE_PLACEHOLDER) for message in query.messages)
+    if placeholders != len(query.images):
+        raise ValueError(
+            f"the conversation has {placeholders} {IMAGE_PLACEHOLDER} placeholders for "
+            f"{len(query.images)} images; one is needed for each."
+        )
+    try:
+        family.prompt(processor, query)
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses the conversation: {error}") from error
 
 
 def answer(
@@ -80,6 +97,8 @@ def answer(
     progress: Progress | None = None,
 ) -> list[str]:
     """Answers queries greedily, in batches of about equal length.
+
+    A query's answer is the one that it would get alone.
 
     Args:
         model: The model that ``load`` returned.
@@ -93,60 +112,53 @@ def answer(
         One answer per query, in the order of the queries, without surrounding white space.
 
     Raises:
-        ValueError: If ``batch_size`` is not positive, or a query's placeholders and images do not
-            match in number.
+        ValueError: If ``batch_size`` is not positive, or a query cannot be asked.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is not allowed: it must be at least 1")
-    # Padding is work: queries of equal length share a batch.
-    lengths = [_length(query, processor) for query in queries]
-    order = sorted(range(len(queries)), key=lengths.__getitem__)
+    family = family_of(model.config.model_type)
+    for query in queries:
+        check_query(family, processor, query)
     answers = [""] * len(queries)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
-        texts = _answer_batch(
-            model, processor, [queries[index] for index in indices], max_new_tokens
-        )
+    done = 0
+    for indices in _batches(family, processor, queries, batch_size):
+        chosen = [queries[index] for index in indices]
+        texts = _answer_batch(family, model, processor, chosen, max_new_tokens)
         for index, text in zip(indices, texts, strict=True):
             answers[index] = text
+        done += len(indices)
         if progress is not None:
-            progress(start + len(indices), len(queries))
+            progress(done, len(queries))
     return answers
 
 
+def _batches(
+    family: AnswerFamily, processor: Any, queries: Sequence[Query], batch_size: int
+) -> list[list[int]]:
+    """Returns the indices of each batch: of one group, and of about equal length.
+
+    Padding is work, so a group is sorted by what its queries cost.
+    """
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, query in enumerate(queries):
+        groups[family.group(query)].append(index)
+    batches = []
+    for _, group in sorted(groups.items()):
+        group.sort(key=lambda index: family.cost(processor, queries[index]))
+        batches += [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+    return batches
+
+
 def _answer_batch(
-    model: Any, processor: Any, queries: Sequence[Query], max_new_tokens: int
+    family: AnswerFamily,
+    model: Any,
+    processor: Any,
+    queries: Sequence[Query],
+    max_new_tokens: int,
 ) -> list[str]:
-    inputs = processor.apply_chat_template(
-        [query.messages for query in queries],
-        images=[[_open(source) for source in query.images] for query in queries],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-    ).to(model.device)
+    inputs = family.inputs(processor, queries).to(model.device)
     with torch.inference_mode():
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new_tokens = output[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new_tokens, skip_special_tokens=True)
     return [text.strip() for text in texts]
-
-
-def _open(source: ImageSource) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    with Image.open(source) as image:
-        return image.convert("RGB")
-
-
-def _length(query: Query, processor: Any) -> tuple[int, int]:
-    """Orders queries by what they cost: first their tiles, then their text."""
-    tiles = 0
-    for source in query.images:
-        if isinstance(source, Image.Image):
-            width, height = source.size
-        else:
-            # Only the header is read here.
-            with Image.open(source) as image:
-                width, height = image.size
-        tiles += tile_count(width, height, processor.tile_size, processor.max_tiles)
-    return tiles, sum(len(message["content"]) for message in query.messages)

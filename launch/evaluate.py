@@ -56,10 +56,19 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    from evaluation.generation import load
+    from evaluation.generation import load, open_processor
     from evaluation.tasks import get_task
 
     task = get_task(options.task)
+    # What cannot work is refused before the weights are read, which takes minutes.
+    family, processor = open_processor(options.hf, options.trust_remote_code)
+    samples = task.prepare(
+        options.data,
+        options.image_folder,
+        limit=options.limit,
+        shuffle_images=options.shuffle_images,
+    )
+    task.check(family, processor, samples)
     on_gpu = torch.cuda.is_available()
     model, processor = load(
         options.hf,
@@ -67,14 +76,6 @@ def evaluate(options: Namespace) -> dict[str, Any]:
         dtype=torch.bfloat16 if on_gpu else torch.float32,
         trust_remote_code=options.trust_remote_code,
     )
-    result = task(
-        model,
-        processor,
-        options.data,
-        options.image_folder,
-        limit=options.limit,
-        shuffle_images=options.shuffle_images,
-        progress=ProgressLine(sys.stderr),
-    )
+    result = task.score(model, processor, samples, progress=ProgressLine(sys.stderr))
     rows = [asdict(row) for row in result.rows]
     return {"score": result.score, "questions": len(rows), "rows": rows}

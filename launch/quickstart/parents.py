@@ -53,6 +53,36 @@ _CHAT_TEMPLATE = (
 _INIT_STD = 0.02
 
 
+def train_bpe(sentences: Iterable[str], split_rule: str, special_tokens: list[str]) -> Tokenizer:
+    """Trains a byte-level BPE tokenizer; the special tokens get the ids after the merges.
+
+    Args:
+        sentences: The text to learn merges from.
+        split_rule: Regular expression of the pieces that merges stay within.
+        special_tokens: Tokens that text never makes up.
+
+    Returns:
+        A tokenizer of at most 400 tokens that can write every text.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split_rule), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400 - len(special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences, trainer)
+    tokenizer.add_special_tokens(special_tokens)
+    return tokenizer
+
+
 def train_tokenizer(sentences: Iterable[str] = SENTENCES) -> PreTrainedTokenizerFast:
     """Trains a byte-level BPE tokenizer in the manner of Qwen2's on a few sentences.
 
@@ -64,22 +94,7 @@ def train_tokenizer(sentences: Iterable[str] = SENTENCES) -> PreTrainedTokenizer
         A tokenizer with all bytes, the end token ``<|im_end|>``, the padding token
         ``<|endoftext|>`` and a ChatML template with a Japanese default system prompt.
     """
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLIT_RULE), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400 - len(_SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sentences, trainer)
-    tokenizer.add_special_tokens(_SPECIAL_TOKENS)
+    tokenizer = train_bpe(sentences, _SPLIT_RULE, _SPECIAL_TOKENS)
     wrapped = Qwen2TokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",

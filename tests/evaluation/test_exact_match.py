@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 import evaluation.exact_match as module
-from evaluation.exact_match import exact_match, read_samples, shuffled_images
+from evaluation.exact_match import exact_match, prepare, read_samples, shuffled_images
+from evaluation.families import FAMILIES
 from evaluation.generation import load
 from evaluation.tasks import get_task
 
@@ -186,8 +187,57 @@ def test_with_a_real_model(write_nano_directory, tmp_path):
     assert len(answers) == 1  # the images are the same
     truth = answers.pop()
     data = write(tmp_path, *[record(str(i), f"{i}.png", "<image>?", truth) for i in range(3)])
-    again = get_task("exact_match")(model, processor, data, tmp_path, max_new_tokens=4)
+    task = get_task("exact_match")
+    again = task.score(model, processor, task.prepare(data, tmp_path), max_new_tokens=4)
     assert (first.score, again.score) == (0, 1)
+
+
+def test_role_names_are_those_of_the_training_data():
+    from sample_loaders.conversation import ROLE_NAMES
+
+    assert dict(ROLE_NAMES) == module._ROLES
+
+
+def test_japanese_roles(tmp_path):
+    one = record("a", None, "q", "a", "r", "b")
+    names = ["システム", "ユーザー", "アシスタント", "ユーザー", "アシスタント"]
+    one["conversations"].insert(0, {"from": "system", "value": "s"})
+    for turn, name in zip(one["conversations"], names, strict=True):
+        turn["from"] = name
+    (sample,) = read_samples(write(tmp_path, one), tmp_path)
+    roles = [message["role"] for message in sample.query.messages]
+    assert roles == ["system", "user", "assistant", "user"]
+    assert sample.truth == "b"
+
+
+def test_prepare_is_read_and_shuffle(tmp_path):
+    data = write(tmp_path, *[record(str(i), f"{i}.png", "<image>?", str(i)) for i in range(5)])
+    samples = read_samples(data, tmp_path)
+    assert prepare(data, tmp_path) == samples
+    assert prepare(data, tmp_path, 3) == samples[:3]
+    assert prepare(data, tmp_path, shuffle_images=True, seed=4) == shuffled_images(samples, 4)
+
+
+@pytest.mark.parametrize("damage", ["no image", "cut short", "empty"])
+def test_a_damaged_image_shows_before_the_model(tmp_path, damage):
+    data = write(tmp_path, *[record(str(i), f"{i}.jpg", "<image>?", "a") for i in range(3)])
+    whole = (tmp_path / "1.jpg").read_bytes()
+    content = {"no image": b"text", "cut short": whole[: len(whole) // 2], "empty": b""}[damage]
+    (tmp_path / "1.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^image: .*1\.jpg cannot be decoded") as refusal:
+        prepare(data, tmp_path)
+    assert "\n" not in str(refusal.value)
+    assert len(prepare(data, tmp_path, 1)) == 1  # only what is asked is looked at
+
+
+def test_samples_that_cannot_be_asked_are_named(tmp_path):
+    class Processor:
+        def apply_chat_template(self, messages, **options):
+            return "prompt"
+
+    data = write(tmp_path, record("a", None, "q", "a"), record("b", "1.png", "<image><image>", "c"))
+    with pytest.raises(ValueError, match="^data: sample 'b': the conversation has 2 <image>"):
+        module.check_samples(FAMILIES["nvila_lite"], Processor(), prepare(data, tmp_path))
 
 
 def test_unknown_task():

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation.generation import Query, answer, load
+from evaluation.generation import answer, load
+from evaluation.query import Query
 
 
 def noise_image(columns, seed=0):

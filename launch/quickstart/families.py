@@ -1,0 +1,8 @@
+"""The families that have a quickstart."""
+
+from __future__ import annotations
+
+from launch.quickstart.mllama import MLLAMA
+from launch.quickstart.nvila import NVILA
+
+FAMILIES = {family.name: family for family in (NVILA, MLLAMA)}

@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_conversions(verbs)
+    _add_exports(verbs)
     _add_training(verbs)
     return parser
 
@@ -66,6 +67,8 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--seed", type=int, default=1234, help="of the fresh projector")
 
+
+def _add_exports(verbs: argparse._SubParsersAction) -> None:
     parser = _verb(
         verbs,
         "export",

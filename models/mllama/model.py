@@ -133,9 +133,9 @@ class MCoreMllamaModel(MegatronModule):
             has_images, tokens, image_spans, tiles_per_image, images_per_sample
         )
         hidden: Tensor | None = None
+        context: Tensor | None = None
         if self.pre_process:
             hidden = self._embed(tokens, position_ids)
-            context = None
             if visibility is not None:
                 images = (
                     (tiles, tiles_per_image, aspect_ratio_ids)
@@ -144,11 +144,7 @@ class MCoreMllamaModel(MegatronModule):
                 )
                 context = self._context(self.encode_images(*images), images_per_sample, tokens)
         else:
-            assert self._input is not None
-            received, self._input = self._input, None
-            length = tokens.shape[1] // self._sequence_parts()
-            self.language_model.set_input_tensor(received[:length])
-            context = received[length:] if visibility is not None else None
+            context = self._receive(tokens.shape[1], visibility is not None)
         if labels is not None:
             labels = labels.clamp(min=0)  # ignored positions: any valid id, the mask removes them
         output = self.language_model(
@@ -165,6 +161,14 @@ class MCoreMllamaModel(MegatronModule):
         if labels is None:
             return output[..., : self.config.language_transformer_config.vocab_size]
         return output, loss_mask
+
+    def _receive(self, text_length: int, has_context: bool) -> Tensor | None:
+        """Hand the text of the stage before to the decoder, and return the vision tokens."""
+        assert self._input is not None
+        received, self._input = self._input, None
+        length = text_length // self._sequence_parts()
+        self.language_model.set_input_tensor(received[:length])
+        return received[length:] if has_context else None
 
     def _visibility(
         self,

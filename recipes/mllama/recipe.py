@@ -10,9 +10,9 @@ environment or GPU.
 from __future__ import annotations
 
 import nemo_run as run
-from models.lora import LanguageLoRA
 from nemo.collections import llm
 
+from models.lora import LanguageLoRA
 from models.mllama.config import MllamaConfig, MllamaLanguageConfig, MllamaVisionConfig
 from models.mllama.model import MllamaModel
 from recipes import parts

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import TrainerFn
-from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.io.mixin import IOMixin
@@ -15,8 +13,10 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from datamodules.bad_samples import BadSampleLog
 from datamodules.blend import Blend, check_weights
 from datamodules.dataset import EvaluationSamples, Source, TrainingSamples
+from datamodules.rank_log import rank_log
 from datamodules.sample_encoder import SampleEncoder, open_encoder
 from datamodules.split import SPLIT_PARTS, as_list, check_fractions, open_sources, split_sources
+from datamodules.trainer_limits import count_limits_in_steps
 
 
 class PreloadedDataModule(pl.LightningDataModule, IOMixin):
@@ -180,26 +180,12 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
     def reconfigure_limit_batches(self) -> None:
         """Makes the trainer's limits count steps, once; NeMo calls this before loaders are made.
 
-        Lightning compares `limit_val_batches` and the sanity steps with micro-batches, and takes a
-        fractional `val_check_interval` of the loader's length, which has no end here.
-
         Raises:
             ValueError: A limit would end or repeat the training data.
         """
-        trainer, micro_batches = self.trainer, get_num_microbatches()
-        if self._reconfigured is trainer:
-            return
-        self._reconfigured = trainer
-        if trainer.state.fn == TrainerFn.FITTING:
-            self._check_training_limits()
-            if isinstance(trainer.val_check_interval, float):
-                steps = int(trainer.max_steps * trainer.val_check_interval)
-                trainer.val_check_interval = max(1, steps)
-        if isinstance(trainer.limit_val_batches, int):
-            trainer.limit_val_batches *= micro_batches
-        if isinstance(trainer.limit_test_batches, int):
-            trainer.limit_test_batches *= micro_batches
-        trainer.num_sanity_val_steps *= micro_batches
+        if self._reconfigured is not self.trainer:
+            self._reconfigured = self.trainer
+            count_limits_in_steps(self.trainer, get_num_microbatches())
 
     def state_dict(self) -> dict[str, Any]:
         """Returns how many samples were consumed, and what their order depends on."""
@@ -258,23 +244,6 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
             )
         check_fractions(self.split)
 
-    def _check_training_limits(self) -> None:
-        trainer = self.trainer
-        if trainer.max_steps < 1:
-            raise ValueError(
-                f"max_steps of the trainer is {trainer.max_steps}, but must be at least 1, because "
-                f"training data have no end."
-            )
-        limit = trainer.limit_train_batches
-        if isinstance(limit, float) and limit == 1.0:
-            return
-        if isinstance(limit, float) or limit < trainer.max_steps:
-            raise ValueError(
-                f"limit_train_batches of the trainer is {limit}, but must be 1.0: an epoch that "
-                f"ends early would read the same samples again."
-            )
-        trainer.limit_train_batches = 1.0
-
     def _evaluation_folder(self, folder: str | list[str] | None) -> str | list[str] | None:
         if folder is None and isinstance(self.image_folder, str):
             return self.image_folder
@@ -294,15 +263,7 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         )
 
     def _log(self) -> BadSampleLog:
-        """Returns a list of bad samples that is written once per sample, not once per rank."""
-        path = self.bad_sample_file
-        if parallel_state.model_parallel_is_initialized() and (
-            parallel_state.get_tensor_model_parallel_rank()
-            or parallel_state.get_pipeline_model_parallel_rank()
-            or parallel_state.get_context_parallel_rank()
-        ):
-            path = None
-        return BadSampleLog(path, self.max_bad_samples_in_a_row)
+        return rank_log(self.bad_sample_file, self.max_bad_samples_in_a_row)
 
     def _evaluation_loader(self, part: str) -> WrappedDataLoader | list:
         sources = self._part(part)

@@ -1,0 +1,391 @@
+"""NeMo data module over tar shards, read by Energon."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from megatron.core import parallel_state
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.energon import WorkerConfig
+from nemo.lightning.io.mixin import IOMixin
+from nemo.lightning.pytorch.plugins import MegatronDataSampler
+
+from datamodules.bad_samples import BadSampleLog
+from datamodules.blend import check_weights
+from datamodules.energon_loaders import evaluation_batches, training_batches
+from datamodules.energon_shards import ShardSet, open_shards
+from datamodules.energon_stream import EvaluationBatches, ReadingPlace, TrainingBatches
+from datamodules.energon_task import ConversationTask
+from datamodules.rank_log import rank_log
+from datamodules.sample_encoder import SampleEncoder, open_encoder
+from datamodules.split import as_list
+from datamodules.trainer_limits import count_limits_in_steps
+
+
+class ShardSampler(MegatronDataSampler):
+    """Counts samples as NeMo's sampler does; shards are dealt out to ranks by Energon."""
+
+    def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
+        """Returns the loader itself."""
+        del consumed_samples
+        return dataloader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataParallelPlace:
+    """This process among those that read different samples."""
+
+    rank: int
+    size: int
+    group: Any
+
+
+def data_parallel_place() -> DataParallelPlace:
+    """Returns the place of this process; one that is not part of a job is alone."""
+    if not parallel_state.is_initialized():
+        return DataParallelPlace(rank=0, size=1, group=None)
+    return DataParallelPlace(
+        rank=parallel_state.get_data_parallel_rank(),
+        size=parallel_state.get_data_parallel_world_size(),
+        group=parallel_state.get_data_parallel_group(),
+    )
+
+
+class EnergonDataModule(pl.LightningDataModule, IOMixin):
+    """Training, validation and test data from tar shards prepared with `energon prepare`.
+
+    A data set is a folder with `.nv-meta`, or a metadata set, a file that blends such folders. Its
+    samples are crude (`json` and images, see `sample_loaders.energon`) or VQA samples.
+
+    Training has no end and is shuffled; its order depends on the shards, the seed, the shuffle
+    settings, and on the numbers of ranks and workers. Checkpoints hold the place of every rank, and
+    a resumed run goes on with the next sample, or refuses. Validation and test give every sample
+    once, in the order of the shards; what is missing to whole steps is filled up with samples in
+    which nothing is learnt.
+
+    Args:
+        path: The data set, or several that are blended.
+        weights: Share of each of several; None takes their sizes.
+        validation_path: Data sets of validation; None takes `path`.
+        test_path: Data sets of test; None takes `path`.
+        train_split: The split that is trained on.
+        validation_split: The split that validation reads; None for no validation.
+        test_split: The split that test reads; None for no test.
+        assets: Folder with configuration and tokenizer of the model.
+        seq_length: Longest sample in positions.
+        micro_batch_size: Samples per micro-batch.
+        global_batch_size: Samples per step over all ranks.
+        max_tiles: Largest tile grid of an image, or None for that of the model.
+        num_workers: Worker processes of training, on each rank.
+        num_validation_workers: The same for validation and test; None takes `num_workers`.
+        seed: Chooses the order of training.
+        shuffle_buffer_size: Samples that each worker draws the next one from; 0 or 1 for none.
+        max_samples_per_sequence: So many samples at most are read one after the other from a shard
+            before another place is drawn; None reads whole shards.
+        pad_to_multiple_of: Row lengths are rounded up to this.
+        pad_to_seq_length: True makes every row `seq_length` long.
+        bad_sample_file: File that samples which cannot be used are listed in; None only counts.
+        max_bad_samples_in_a_row: One more in a row, of one reader, stops the run.
+        pin_memory: Whether loaders pin their tensors, for faster copies to a GPU.
+        tokenizer: Not used, the one in `assets` is; NeMo's training functions set and read it.
+
+    Raises:
+        ValueError: An argument does not suit; data sets are looked at in `setup`.
+    """
+
+    def __init__(
+        self,
+        path: str | list[str] = "",
+        weights: list[float] | None = None,
+        validation_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
+        train_split: str = "train",
+        validation_split: str | None = "val",
+        test_split: str | None = None,
+        assets: str = "",
+        seq_length: int = 4096,
+        micro_batch_size: int = 1,
+        global_batch_size: int = 8,
+        max_tiles: int | None = None,
+        num_workers: int = 2,
+        num_validation_workers: int | None = None,
+        seed: int = 1234,
+        shuffle_buffer_size: int = 100,
+        max_samples_per_sequence: int | None = 100,
+        pad_to_multiple_of: int = 8,
+        pad_to_seq_length: bool = False,
+        bad_sample_file: str | None = None,
+        max_bad_samples_in_a_row: int = 100,
+        pin_memory: bool = False,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.path = as_list(path)
+        self.weights = weights
+        self.validation_path = as_list(validation_path) or self.path
+        self.test_path = as_list(test_path) or self.path
+        self.train_split = train_split
+        self.validation_split = validation_split
+        self.test_split = test_split
+        self.assets = assets
+        self.seq_length = seq_length
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.max_tiles = max_tiles
+        self.num_workers = num_workers
+        self.num_validation_workers = (
+            num_workers if num_validation_workers is None else num_validation_workers
+        )
+        self.seed = seed
+        self.shuffle_buffer_size = shuffle_buffer_size
+        self.max_samples_per_sequence = max_samples_per_sequence
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.pad_to_seq_length = pad_to_seq_length
+        self.bad_sample_file = bad_sample_file
+        self.max_bad_samples_in_a_row = max_bad_samples_in_a_row
+        self.pin_memory = pin_memory
+        self.tokenizer = tokenizer
+        self.init_global_step = 0
+        self._check_arguments()
+        self.data_sampler = ShardSampler(
+            seq_len=seq_length,
+            micro_batch_size=micro_batch_size,
+            global_batch_size=global_batch_size,
+            dataloader_type="single",
+        )
+        self._encoder: SampleEncoder[Any] | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._training: TrainingBatches | None = None
+        self._reconfigured: pl.Trainer | None = None
+
+    def setup(self, stage: str = "") -> None:
+        """Opens the tokenizer and looks at the data sets; a second call does nothing.
+
+        Raises:
+            ValueError: A data set or the tokenizer is missing or does not suit.
+        """
+        del stage  # looking costs little, and a resumed run may validate before it trains
+        if self._encoder is not None:
+            return
+        # Workers are forked after this; the tokenizers library would warn about that in each one.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        encoder = open_encoder(self.assets, self.seq_length, self.max_tiles)
+        # Read here, and not in the workers, so that its errors come before anything starts.
+        encoder.prepare()
+        alone = WorkerConfig(rank=0, world_size=1, num_workers=0)
+        for paths, split in (
+            (self.path, self.train_split),
+            (self.validation_path, self.validation_split),
+            (self.test_path, self.test_split),
+        ):
+            if split is not None:
+                open_shards(paths, None, split, alone, training=False)
+        self._encoder = encoder
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Returns the loader of training; called again, the same one.
+
+        Raises:
+            ValueError: There are too few samples, or the place in a checkpoint cannot be restored.
+        """
+        # Only here: a loader made later, for validation, must not move where counting began.
+        if self._training is None:
+            self.init_global_step = self.trainer.global_step
+            self.data_sampler.init_global_step = self.init_global_step
+            self._training = self._make_training()
+        return self._training
+
+    def val_dataloader(self) -> EvaluationBatches | list:
+        """Returns the loader of validation, or none."""
+        return self._evaluation_loader(self.validation_path, self.validation_split)
+
+    def test_dataloader(self) -> EvaluationBatches | list:
+        """Returns the loader of test, or none."""
+        return self._evaluation_loader(self.test_path, self.test_split)
+
+    def reconfigure_limit_batches(self) -> None:
+        """Makes the trainer's limits count steps, once; NeMo calls this before loaders are made.
+
+        Raises:
+            ValueError: A limit would end or repeat the training data.
+        """
+        if self._reconfigured is not self.trainer:
+            self._reconfigured = self.trainer
+            count_limits_in_steps(self.trainer, get_num_microbatches())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the places of all ranks, and what they depend on; all ranks must call this."""
+        steps = self.trainer.global_step - self.init_global_step
+        consumed = self.data_sampler.compute_consumed_samples(steps)
+        if self._training is None:
+            # Nothing was trained on, so what came is handed on.
+            return self._resumed or {"consumed_samples": consumed, "settings": None, "places": None}
+        place = self._training.place_after(steps * self._micro_batches())
+        mine = None if place is None else asdict(place)
+        parallel = data_parallel_place()
+        places = [mine]
+        if parallel.size > 1:
+            places = [None] * parallel.size
+            torch.distributed.all_gather_object(places, mine, group=parallel.group)
+        return {
+            "consumed_samples": consumed,
+            "settings": self._settings(self._open_training()),
+            "places": places,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues where a checkpoint stopped.
+
+        Raises:
+            ValueError: The data are not read as the checkpoint was made with.
+        """
+        missing = {"consumed_samples", "settings", "places"} - set(state_dict)
+        if missing:
+            raise ValueError(
+                f"The checkpoint's state of the training data has no {', '.join(sorted(missing))}, "
+                f"so training cannot go on at the next sample."
+            )
+        if self._encoder is not None:
+            self._check_settings(state_dict, self._open_training())
+        self._resumed = state_dict
+        self._training = None
+        self.data_sampler.init_consumed_samples = state_dict["consumed_samples"]
+        self.data_sampler.prev_consumed_samples = state_dict["consumed_samples"]
+        self.data_sampler.if_first_step = 1
+
+    def _check_arguments(self) -> None:
+        at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "pad_to_multiple_of")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in ("max_samples_per_sequence", "max_tiles"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+        for name in (
+            "num_workers",
+            "num_validation_workers",
+            "max_bad_samples_in_a_row",
+            "seed",
+            "shuffle_buffer_size",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be zero or more.")
+        for name, divisor in (
+            ("global_batch_size", "micro_batch_size"),
+            ("seq_length", "pad_to_multiple_of"),
+        ):
+            if getattr(self, name) % getattr(self, divisor):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but must be a multiple of "
+                    f"{divisor}={getattr(self, divisor)}."
+                )
+        if not self.path or not all(self.path):
+            raise ValueError(f"path is {self.path}, but must name at least one data set.")
+        if self.weights is not None:
+            check_weights(self.weights, len(self.path))
+
+    def _micro_batches(self) -> int:
+        """Micro-batches of one rank in a step."""
+        return self.global_batch_size // (self.micro_batch_size * data_parallel_place().size)
+
+    def _worker_config(self, num_workers: int) -> WorkerConfig:
+        place = data_parallel_place()
+        return WorkerConfig(
+            rank=place.rank,
+            world_size=place.size,
+            num_workers=num_workers,
+            data_parallel_group=place.group,
+            seed_offset=self.seed,
+        )
+
+    def _open_training(self) -> list[ShardSet]:
+        return open_shards(
+            self.path,
+            self.weights,
+            self.train_split,
+            self._worker_config(self.num_workers),
+            training=True,
+            max_samples_per_sequence=self.max_samples_per_sequence,
+        )
+
+    def _make_training(self) -> TrainingBatches:
+        shards = self._open_training()
+        parallel = data_parallel_place()
+        start = None
+        if self._resumed is not None:
+            self._check_settings(self._resumed, shards)
+            saved = self._resumed["places"] and self._resumed["places"][parallel.rank]
+            start = None if saved is None else ReadingPlace(**saved)
+        elif self.trainer.global_step:
+            raise ValueError(
+                f"The run goes on after step {self.trainer.global_step}, but its checkpoint holds "
+                f"no state of this data module, so the next sample is not known."
+            )
+        return training_batches(
+            shards,
+            self._task(fill=False),
+            self._worker_config(self.num_workers),
+            micro_batch_size=self.micro_batch_size,
+            shuffle_buffer_size=self.shuffle_buffer_size,
+            # A checkpoint counts whole steps, while the next one may have begun.
+            remembered=2 * self._micro_batches() + 2,
+            start=start,
+            pin_memory=self.pin_memory,
+        )
+
+    def _evaluation_loader(
+        self, paths: Sequence[str], split: str | None
+    ) -> EvaluationBatches | list:
+        if split is None:
+            return []
+        config = self._worker_config(self.num_validation_workers)
+        shards = open_shards(paths, None, split, config, training=False)
+        return evaluation_batches(
+            shards,
+            self._task(fill=True),
+            config,
+            micro_batch_size=self.micro_batch_size,
+            multiple_of=self._micro_batches(),
+            pin_memory=self.pin_memory,
+        )
+
+    def _task(self, *, fill: bool) -> ConversationTask:
+        assert self._encoder is not None, "setup() comes before the loaders"
+        fixed_length = self.seq_length if self.pad_to_seq_length else None
+        collate = self._encoder.collator(self.pad_to_multiple_of, fixed_length)
+        return ConversationTask(self._encoder, collate, self._log(), fill=fill)
+
+    def _log(self) -> BadSampleLog:
+        return rank_log(self.bad_sample_file, self.max_bad_samples_in_a_row)
+
+    def _settings(self, shards: Sequence[ShardSet]) -> dict[str, Any]:
+        """All that the order of training depends on, as plain data."""
+        return {
+            "path": list(self.path),
+            "weights": self.weights,
+            "train_split": self.train_split,
+            "seed": self.seed,
+            "shuffle_buffer_size": self.shuffle_buffer_size,
+            "max_samples_per_sequence": self.max_samples_per_sequence,
+            "micro_batch_size": self.micro_batch_size,
+            "num_workers": self.num_workers,
+            "data_parallel_size": data_parallel_place().size,
+            "shards": [[each.source, len(each), each.share] for each in shards],
+            "energon": version("megatron-energon"),
+        }
+
+    def _check_settings(self, saved: dict[str, Any], shards: Sequence[ShardSet]) -> None:
+        if saved["settings"] is None:
+            return
+        current = self._settings(shards)
+        for name in current:
+            if saved["settings"].get(name) != current[name]:
+                raise ValueError(
+                    f"The checkpoint was made with {name}={saved['settings'].get(name)} of the "
+                    f"training data, but now it is {current[name]}, and training could not go on "
+                    f"at the next sample."
+                )

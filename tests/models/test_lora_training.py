@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 
 from recipes.steps_file import STEPS_FILE, read_steps
+from tests.free_ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).parent / "train_lora_nano.py"
@@ -63,11 +63,8 @@ def run_trainings(runs, folder, num_processes=1):
     environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     command = [sys.executable]
     if num_processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
-        command += ["--master-port", str(port)]
+        command += ["--master-port", str(free_port())]
     log = folder / f"output_{runs[0]['name']}.txt"
     # To a file and in a session of its own: what a killed run leaves running would hold a pipe
     # open, and is ended with the session.

@@ -21,8 +21,10 @@ quickstart: .venv/.complete
 	@$(PYTHON_BIN) -m launch.quickstart --family $(FAMILY) $(if $(FRESH),--fresh)
 
 TESTS ?= tests
+# A file's tests share a process, and so its fixtures; a process takes up to 4 GB.
 test: .venv/.complete
-	@OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(PYTHON_BIN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder $(TESTS)
 
 check: .venv/.complete
 	@$(PYTHON_BIN) -m ruff format --check --quiet . || { echo "run: make format"; exit 1; }

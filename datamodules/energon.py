@@ -1,29 +1,22 @@
 """NeMo data module over tar shards, read by Energon."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from megatron.core import parallel_state
-from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.energon import WorkerConfig
-from nemo.lightning.io.mixin import IOMixin
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
-from datamodules.bad_samples import BadSampleLog
 from datamodules.blend import check_weights
+from datamodules.conversation_module import ConversationDataModule
 from datamodules.energon_loaders import evaluation_batches, training_batches
 from datamodules.energon_shards import ShardSet, open_shards
 from datamodules.energon_stream import EvaluationBatches, ReadingPlace, TrainingBatches
 from datamodules.energon_task import ConversationTask
-from datamodules.rank_log import rank_log
-from datamodules.sample_encoder import SampleEncoder, open_encoder
 from datamodules.split import as_list
-from datamodules.trainer_limits import count_limits_in_steps
 
 
 class ShardSampler(MegatronDataSampler):
@@ -55,7 +48,7 @@ def data_parallel_place() -> DataParallelPlace:
     )
 
 
-class EnergonDataModule(pl.LightningDataModule, IOMixin):
+class EnergonDataModule(ConversationDataModule):
     """Training, validation and test data from tar shards prepared with `energon prepare`.
 
     A data set is a folder with `.nv-meta`, or a metadata set, a file that blends such folders. Its
@@ -150,17 +143,10 @@ class EnergonDataModule(pl.LightningDataModule, IOMixin):
         self.pin_memory = pin_memory
         self.tokenizer = tokenizer
         self.init_global_step = 0
-        self._check_arguments()
-        self.data_sampler = ShardSampler(
-            seq_len=seq_length,
-            micro_batch_size=micro_batch_size,
-            global_batch_size=global_batch_size,
-            dataloader_type="single",
-        )
-        self._encoder: SampleEncoder[Any] | None = None
+        self.check_arguments()
+        self.data_sampler = self.make_sampler(ShardSampler)
         self._resumed: dict[str, Any] | None = None
         self._training: TrainingBatches | None = None
-        self._reconfigured: pl.Trainer | None = None
 
     def setup(self, stage: str = "") -> None:
         """Opens the tokenizer and looks at the data sets; a second call does nothing.
@@ -171,11 +157,7 @@ class EnergonDataModule(pl.LightningDataModule, IOMixin):
         del stage  # looking costs little, and a resumed run may validate before it trains
         if self._encoder is not None:
             return
-        # Workers are forked after this; the tokenizers library would warn about that in each one.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        encoder = open_encoder(self.assets, self.seq_length, self.max_tiles)
-        # Read here, and not in the workers, so that its errors come before anything starts.
-        encoder.prepare()
+        encoder = self.open_encoder()
         alone = WorkerConfig(rank=0, world_size=1, num_workers=0)
         for paths, split in (
             (self.path, self.train_split),
@@ -194,8 +176,7 @@ class EnergonDataModule(pl.LightningDataModule, IOMixin):
         """
         # Only here: a loader made later, for validation, must not move where counting began.
         if self._training is None:
-            self.init_global_step = self.trainer.global_step
-            self.data_sampler.init_global_step = self.init_global_step
+            self.count_from(self.trainer.global_step)
             self._training = self._make_training()
         return self._training
 
@@ -207,24 +188,15 @@ class EnergonDataModule(pl.LightningDataModule, IOMixin):
         """Returns the loader of test, or none."""
         return self._evaluation_loader(self.test_path, self.test_split)
 
-    def reconfigure_limit_batches(self) -> None:
-        """Makes the trainer's limits count steps, once; NeMo calls this before loaders are made.
-
-        Raises:
-            ValueError: A limit would end or repeat the training data.
-        """
-        if self._reconfigured is not self.trainer:
-            self._reconfigured = self.trainer
-            count_limits_in_steps(self.trainer, get_num_microbatches())
-
     def state_dict(self) -> dict[str, Any]:
         """Returns the places of all ranks, and what they depend on; all ranks must call this."""
-        steps = self.trainer.global_step - self.init_global_step
-        consumed = self.data_sampler.compute_consumed_samples(steps)
+        consumed = self.consumed_samples()
         if self._training is None:
             # Nothing was trained on, so what came is handed on.
             return self._resumed or {"consumed_samples": consumed, "settings": None, "places": None}
-        place = self._training.place_after(steps * self._micro_batches())
+        place = self._training.place_after(
+            (self.trainer.global_step - self.init_global_step) * self._micro_batches()
+        )
         mine = None if place is None else asdict(place)
         parallel = data_parallel_place()
         places = [mine]
@@ -253,36 +225,15 @@ class EnergonDataModule(pl.LightningDataModule, IOMixin):
             self._check_settings(state_dict, self._open_training())
         self._resumed = state_dict
         self._training = None
-        self.data_sampler.init_consumed_samples = state_dict["consumed_samples"]
-        self.data_sampler.prev_consumed_samples = state_dict["consumed_samples"]
-        self.data_sampler.if_first_step = 1
+        self.continue_after(state_dict)
 
-    def _check_arguments(self) -> None:
-        at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "pad_to_multiple_of")
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        for name in ("max_samples_per_sequence", "max_tiles"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-        for name in (
-            "num_workers",
-            "num_validation_workers",
-            "max_bad_samples_in_a_row",
-            "seed",
-            "shuffle_buffer_size",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be zero or more.")
-        for name, divisor in (
-            ("global_batch_size", "micro_batch_size"),
-            ("seq_length", "pad_to_multiple_of"),
-        ):
-            if getattr(self, name) % getattr(self, divisor):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, but must be a multiple of "
-                    f"{divisor}={getattr(self, divisor)}."
-                )
+    def check_arguments(self) -> None:
+        """Checks all arguments that no file is needed for.
+
+        Raises:
+            ValueError: An argument does not suit.
+        """
+        super().check_arguments()
         if not self.path or not all(self.path):
             raise ValueError(f"path is {self.path}, but must name at least one data set.")
         if self.weights is not None:
@@ -354,13 +305,7 @@ class EnergonDataModule(pl.LightningDataModule, IOMixin):
         )
 
     def _task(self, *, fill: bool) -> ConversationTask:
-        assert self._encoder is not None, "setup() comes before the loaders"
-        fixed_length = self.seq_length if self.pad_to_seq_length else None
-        collate = self._encoder.collator(self.pad_to_multiple_of, fixed_length)
-        return ConversationTask(self._encoder, collate, self._log(), fill=fill)
-
-    def _log(self) -> BadSampleLog:
-        return rank_log(self.bad_sample_file, self.max_bad_samples_in_a_row)
+        return ConversationTask(self.encoder, self.collator(), self.bad_sample_log(), fill=fill)
 
     def _settings(self, shards: Sequence[ShardSet]) -> dict[str, Any]:
         """All that the order of training depends on, as plain data."""

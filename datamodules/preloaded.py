@@ -1,25 +1,17 @@
 """NeMo data module over LLaVA JSON files and image folders."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
-import lightning.pytorch as pl
-from megatron.core.num_microbatches_calculator import get_num_microbatches
 from nemo.lightning.data import WrappedDataLoader
-from nemo.lightning.io.mixin import IOMixin
-from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
-from datamodules.bad_samples import BadSampleLog
 from datamodules.blend import Blend, check_weights
+from datamodules.conversation_module import ConversationDataModule
 from datamodules.dataset import EvaluationSamples, Source, TrainingSamples
-from datamodules.rank_log import rank_log
-from datamodules.sample_encoder import SampleEncoder, open_encoder
 from datamodules.split import SPLIT_PARTS, as_list, check_fractions, open_sources, split_sources
-from datamodules.trainer_limits import count_limits_in_steps
 
 
-class PreloadedDataModule(pl.LightningDataModule, IOMixin):
+class PreloadedDataModule(ConversationDataModule):
     """Training, validation and test data from JSONL or JSON files in LLaVA form.
 
     Files are opened by an index of byte offsets; nothing else of them stays in memory. The order of
@@ -112,12 +104,10 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         self.pin_memory = pin_memory
         self.tokenizer = tokenizer
         self.init_global_step = 0
-        self._check_arguments()
-        self.data_sampler = self._sampler()
-        self._encoder: SampleEncoder[Any] | None = None
+        self.check_arguments()
+        self.data_sampler = self.make_sampler()
         self._sources: dict[str, list[Source]] | None = None
         self._resumed_order: dict[str, Any] | None = None
-        self._reconfigured: pl.Trainer | None = None
 
     def setup(self, stage: str = "") -> None:
         """Opens the files and the tokenizer; a second call does nothing.
@@ -128,11 +118,7 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         del stage  # opening costs little, and a resumed run may validate before it trains
         if self._sources is not None:
             return
-        # Workers are forked after this; the tokenizers library would warn about that in each one.
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        encoder = open_encoder(self.assets, self.seq_length, self.max_tiles)
-        # Read here, and not in the workers, so that its errors come before anything starts.
-        encoder.prepare()
+        encoder = self.open_encoder()
         sources = {
             "train": open_sources(self.train_paths, self.image_folder, "image_folder"),
             "validation": open_sources(
@@ -152,21 +138,16 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         if self._resumed_order is not None:
             self._check_order(self._resumed_order)
 
-    @property
-    def encoder(self) -> SampleEncoder[Any]:
-        """The encoder of the model that `assets` belongs to."""
-        assert self._encoder is not None, "setup() comes before the encoder"
-        return self._encoder
-
     def train_dataloader(self) -> WrappedDataLoader:
         """Returns the loader of training, which NeMo's sampler starts at the consumed samples."""
         sources = self._part("train")
         if not sources:
             raise ValueError("train_paths is empty, but training needs at least one file.")
         # Only here: a loader made later, for validation, must not move where counting began.
-        self.init_global_step = self.trainer.global_step
-        self.data_sampler.init_global_step = self.init_global_step
-        samples = TrainingSamples(sources, self._blend(sources), self.encoder, self._log())
+        self.count_from(self.trainer.global_step)
+        samples = TrainingSamples(
+            sources, self._blend(sources), self.encoder, self.bad_sample_log()
+        )
         return self._loader(samples, "train")
 
     def val_dataloader(self) -> WrappedDataLoader | list:
@@ -177,21 +158,9 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         """Returns the loader of test, or none."""
         return self._evaluation_loader("test")
 
-    def reconfigure_limit_batches(self) -> None:
-        """Makes the trainer's limits count steps, once; NeMo calls this before loaders are made.
-
-        Raises:
-            ValueError: A limit would end or repeat the training data.
-        """
-        if self._reconfigured is not self.trainer:
-            self._reconfigured = self.trainer
-            count_limits_in_steps(self.trainer, get_num_microbatches())
-
     def state_dict(self) -> dict[str, Any]:
         """Returns how many samples were consumed, and what their order depends on."""
-        steps = self.trainer.global_step - self.init_global_step
-        consumed = self.data_sampler.compute_consumed_samples(steps)
-        return {"consumed_samples": consumed, "order": self._order()}
+        return {"consumed_samples": self.consumed_samples(), "order": self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where a checkpoint stopped.
@@ -202,37 +171,15 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
         self._resumed_order = state_dict["order"]
         if self._sources is not None:
             self._check_order(state_dict["order"])
-        self.data_sampler.init_consumed_samples = state_dict["consumed_samples"]
-        self.data_sampler.prev_consumed_samples = state_dict["consumed_samples"]
-        self.data_sampler.if_first_step = 1
+        self.continue_after(state_dict)
 
-    def _sampler(self) -> MegatronDataSampler:
-        return MegatronDataSampler(
-            seq_len=self.seq_length,
-            micro_batch_size=self.micro_batch_size,
-            global_batch_size=self.global_batch_size,
-            dataloader_type="single",
-        )
+    def check_arguments(self) -> None:
+        """Checks all arguments that no file is needed for.
 
-    def _check_arguments(self) -> None:
-        at_least_one = ("seq_length", "micro_batch_size", "global_batch_size", "pad_to_multiple_of")
-        for name in (*at_least_one, "max_tiles"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1.")
-        if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"global_batch_size is {self.global_batch_size}, but must be a multiple of "
-                f"micro_batch_size={self.micro_batch_size}."
-            )
-        for name in ("num_workers", "max_bad_samples_in_a_row", "seed", "split_seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be zero or more.")
-        if self.seq_length % self.pad_to_multiple_of:
-            raise ValueError(
-                f"seq_length is {self.seq_length}, but must be a multiple of "
-                f"pad_to_multiple_of={self.pad_to_multiple_of}."
-            )
+        Raises:
+            ValueError: An argument does not suit.
+        """
+        super().check_arguments()
         if self.weights is not None and self.train_paths:
             check_weights(self.weights, len(self.train_paths))
         if self.split is None:
@@ -262,27 +209,25 @@ class PreloadedDataModule(pl.LightningDataModule, IOMixin):
             shuffle=self.shuffle,
         )
 
-    def _log(self) -> BadSampleLog:
-        return rank_log(self.bad_sample_file, self.max_bad_samples_in_a_row)
-
     def _evaluation_loader(self, part: str) -> WrappedDataLoader | list:
         sources = self._part(part)
         if not sources:
             return []
-        samples = EvaluationSamples(sources, self.encoder, self._log(), self.global_batch_size)
+        samples = EvaluationSamples(
+            sources, self.encoder, self.bad_sample_log(), self.global_batch_size
+        )
         # In NeMo's modes "test" and "predict" a sampler deals out uneven batches; here the
         # samples are filled up to whole batches, which only "validation" relies on.
         return self._loader(samples, "validation")
 
     def _loader(self, samples: TrainingSamples | EvaluationSamples, mode: str) -> WrappedDataLoader:
-        fixed_length = self.seq_length if self.pad_to_seq_length else None
         return WrappedDataLoader(
             mode=mode,
             dataset=samples,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
-            collate_fn=self.encoder.collator(self.pad_to_multiple_of, fixed_length),
+            collate_fn=self.collator(),
         )
 
     def _order(self) -> dict[str, Any]:

@@ -3,6 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests come first, so that no process is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 # The Hugging Face fixtures are built from the quickstart's parents: real classes, random weights.
 
 

@@ -18,6 +18,7 @@ from transformers.models.mllama.configuration_mllama import (
     MllamaVisionConfig as HFMllamaVisionConfig,
 )
 
+from models.assets import read_config
 from models.family_config import FamilyConfig
 from models.mllama.steps import mllama_data_step, mllama_forward_step
 from models.vocabulary import padded_size
@@ -194,16 +195,7 @@ def read_assets_config(assets: str | Path) -> HFMllamaConfig:
     Raises:
         ValueError: it is missing, or belongs to another model family.
     """
-    path = Path(assets) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"assets: {path} does not exist; give a checkpoint made by this project.")
-    description = json.loads(path.read_text(encoding="utf-8"))
-    if description.get("model_type") != HFMllamaConfig.model_type:
-        raise ValueError(
-            f"assets: {path} describes a model of type {description.get('model_type')!r}; "
-            f"{HFMllamaConfig.model_type} is expected."
-        )
-    return HFMllamaConfig.from_dict(description)
+    return read_config(assets, HFMllamaConfig)
 
 
 def read_pixel_statistics(assets: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -17,7 +17,6 @@ from megatron.core.extensions.transformer_engine import (
 from megatron.core.transformer.attention import Attention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
@@ -209,8 +208,3 @@ def cross_attention_layer_spec() -> ModuleSpec:
             ),
         ),
     )
-
-
-def is_cross_attention(layer: MegatronModule) -> bool:
-    """Return whether a layer of the decoder attends to the image."""
-    return isinstance(layer, CrossAttentionLayer)

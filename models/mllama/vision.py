@@ -8,25 +8,18 @@ from typing import Any
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.extensions.transformer_engine import (
-    TEDotProductAttention,
-    TELayerNormColumnParallelLinear,
     TENorm,
-    TERowParallelLinear,
 )
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 from torch.nn.functional import pad
 
 from models.mllama.config import MllamaVisionConfig
+from models.vision_layer import vision_layer_spec
 
 # The published norms before and after the first transformer have PyTorch's default.
 _OUTER_NORM_EPSILON = 1e-5
@@ -61,35 +54,6 @@ class GatedTransformerLayer(TransformerLayer):
         output, bias = self.mlp(self.pre_mlp_layernorm(hidden_states))
         output = output if bias is None else output + bias
         return hidden_states + self.gate_ffn.tanh() * output, None
-
-
-def vision_layer_spec(gated: bool) -> ModuleSpec:
-    """Pre-norm block with full attention, Transformer-Engine modules."""
-    return ModuleSpec(
-        module=GatedTransformerLayer if gated else TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(
-                module=BiasFreeSelfAttention,
-                params={"attn_mask_type": AttnMaskType.no_mask},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=TELayerNormColumnParallelLinear,
-                    core_attention=TEDotProductAttention,
-                    linear_proj=TERowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=IdentityOp,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear
-                ),
-            ),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
 
 
 class TappedTransformerBlock(TransformerBlock):
@@ -153,13 +117,16 @@ class MllamaVisionModel(MegatronModule):
         for name in ("layernorm_pre", "layernorm_post"):
             setattr(self, name, TENorm(config, hidden_size=width, eps=_OUTER_NORM_EPSILON))
         self.local_encoder = TappedTransformerBlock(
-            config=config, spec=vision_layer_spec(gated=False), pre_process=True, post_process=False
+            config=config,
+            spec=vision_layer_spec(self_attention=BiasFreeSelfAttention),
+            pre_process=True,
+            post_process=False,
         )
         following = copy.copy(config)
         following.num_layers = config.num_global_layers
         self.global_encoder = TappedTransformerBlock(
             config=following,
-            spec=vision_layer_spec(gated=True),
+            spec=vision_layer_spec(GatedTransformerLayer, BiasFreeSelfAttention),
             pre_process=True,
             post_process=False,
         )

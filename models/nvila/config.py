@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from nemo.lightning import io
 from transformers import Qwen2Config as HFQwen2Config
 from transformers import SiglipVisionConfig
 
+from models.assets import read_config
 from models.family_config import FamilyConfig
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.nvila.steps import nvila_data_step, nvila_forward_step
@@ -137,16 +137,7 @@ def read_assets_config(assets: str | Path) -> NVILALiteConfig:
     Raises:
         ValueError: it is missing, or belongs to another model family.
     """
-    path = Path(assets) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"assets: {path} does not exist; give a checkpoint made by this project.")
-    description = json.loads(path.read_text(encoding="utf-8"))
-    if description.get("model_type") != NVILALiteConfig.model_type:
-        raise ValueError(
-            f"assets: {path} describes a model of type {description.get('model_type')!r}; "
-            f"{NVILALiteConfig.model_type} is expected."
-        )
-    return NVILALiteConfig.from_dict(description)
+    return read_config(assets, NVILALiteConfig)
 
 
 def language_config_from_hf(text: HFQwen2Config) -> NvilaLanguageConfig:

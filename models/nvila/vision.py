@@ -5,54 +5,14 @@ from __future__ import annotations
 import copy
 
 import torch
-from megatron.core.extensions.transformer_engine import (
-    TEDotProductAttention,
-    TELayerNormColumnParallelLinear,
-    TERowParallelLinear,
-)
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from models.nvila.config import SiglipTowerConfig
+from models.vision_layer import vision_layer_spec
 
 CARRIED_SEPARATOR = "__"
 """Stands for the dot in the names of carried tensors (a buffer's name may hold no dot)."""
-
-
-def siglip_layer_spec() -> ModuleSpec:
-    """Pre-norm block with full attention, Transformer-Engine modules."""
-    return ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": AttnMaskType.no_mask},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=TELayerNormColumnParallelLinear,
-                    core_attention=TEDotProductAttention,
-                    linear_proj=TERowParallelLinear,
-                    q_layernorm=IdentityOp,
-                    k_layernorm=IdentityOp,
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=IdentityOp,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=TELayerNormColumnParallelLinear, linear_fc2=TERowParallelLinear
-                ),
-            ),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
 
 
 class SiglipTower(MegatronModule):
@@ -75,7 +35,7 @@ class SiglipTower(MegatronModule):
         # Whole on the first stage; where pipelines interleave, Megatron-Core wants that in numbers.
         self.decoder = TransformerBlock(
             config=running,
-            spec=siglip_layer_spec(),
+            spec=vision_layer_spec(),
             pre_process=True,
             post_process=False,
             vp_stage=0,

@@ -45,8 +45,7 @@ class BadSampleLog:
         Raises:
             TooManyBadSamples: It is one more in a row than allowed.
         """
-        self.counts[source, error.reason] += 1
-        self._append(key, source, error)
+        self.note(key, source, error)
         self._in_a_row += 1
         self._last.append(f"{key} ({error.reason}: {error.message.rstrip('.')})")
         if self._in_a_row > self.max_in_a_row:
@@ -55,6 +54,11 @@ class BadSampleLog:
                 f"max_bad_samples_in_a_row={self.max_in_a_row}; the last ones are "
                 f"{'; '.join(self._last)}."
             )
+
+    def note(self, key: str, source: str, error: BadSample) -> None:
+        """Lists and counts a bad sample, whatever came before."""
+        self.counts[source, error.reason] += 1
+        self._append(key, source, error)
 
     def accept(self) -> None:
         """Notes that a sample was good, which ends a row of bad ones."""

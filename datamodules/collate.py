@@ -31,7 +31,9 @@ class Encoded(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRows:
-    """Pads samples on the right to rows; attention is causal, so no mask is needed.
+    """Joins samples to rows, one in each and padded on the right, or several in each.
+
+    Attention is causal, so padding needs no mask.
 
     Attributes:
         pad_token_id: Fills the end of shorter rows.
@@ -67,6 +69,49 @@ class TextRows:
             "loss_mask": (label_tensor != IGNORED).to(torch.float32),
             "sample_keys": [sample.key for sample in samples],
         }
+
+    def pack(self, rows: Sequence[Sequence[Encoded]]) -> tuple[dict[str, Any], list[int]]:
+        """Puts the samples of b rows one after the other (`thd`), without attention between them.
+
+        The rest of a row is a sequence of its own, in which nothing is learnt.
+
+        Returns:
+            A micro-batch, with t positions in all: tokens int64 [1, t]; position_ids int64 [1, t],
+            from 0 in every sequence; labels int64 [1, t]; loss_mask float32 [1, t]; cu_seqlens
+            int32 [n + 1], where each of n sequences begins, and t; max_seqlen, the length of the
+            longest; sample_keys list[str]. And which sequence each sample is.
+        """
+        assert all(rows), "a row without samples"
+        used = [sum(len(sample.tokens) for sample in row) for row in rows]
+        length = self._row_length(max(used))
+        tokens = np.full(length * len(rows), self.pad_token_id, dtype=np.int64)
+        labels = np.full(length * len(rows), IGNORED, dtype=np.int64)
+        starts: list[int] = []
+        sequences: list[int] = []
+        for number, row in enumerate(rows):
+            end = number * length
+            for sample in row:
+                sequences.append(len(starts))
+                starts.append(end)
+                end += len(sample.tokens)
+                tokens[starts[-1] : end] = sample.tokens
+                labels[starts[-1] : end] = sample.labels
+            if end < (number + 1) * length:
+                starts.append(end)
+        cu_seqlens = np.array([*starts, len(tokens)], dtype=np.int32)
+        lengths = np.diff(cu_seqlens)
+        positions = np.arange(len(tokens), dtype=np.int64) - np.repeat(cu_seqlens[:-1], lengths)
+        label_row = torch.from_numpy(labels)[None]
+        batch = {
+            "tokens": torch.from_numpy(tokens)[None],
+            "position_ids": torch.from_numpy(positions)[None],
+            "labels": label_row,
+            "loss_mask": (label_row != IGNORED).to(torch.float32),
+            "cu_seqlens": torch.from_numpy(cu_seqlens),
+            "max_seqlen": int(lengths.max()),
+            "sample_keys": [sample.key for row in rows for sample in row],
+        }
+        return batch, sequences
 
     def _row_length(self, longest: int) -> int:
         if self.fixed_length is not None:

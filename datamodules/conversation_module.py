@@ -2,20 +2,31 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
+from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from nemo.lightning.io.mixin import IOMixin
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from datamodules.bad_samples import BadSampleLog
+from datamodules.packing import Room
 from datamodules.rank_log import rank_log
-from datamodules.sample_encoder import SampleEncoder, open_encoder
+from datamodules.read_watch import ReadWatch
+from datamodules.sample_encoder import Collator, SampleEncoder, open_encoder
 from datamodules.trainer_limits import count_limits_in_steps
 
 _AT_LEAST_ONE = ("seq_length", "micro_batch_size", "global_batch_size", "pad_to_multiple_of")
-_AT_LEAST_ONE_OR_NONE = ("max_tiles", "max_samples_per_sequence")
+_AT_LEAST_ONE_OR_NONE = (
+    "max_tiles",
+    "max_tiles_per_row",
+    "read_timeout_seconds",
+    "max_samples_per_sequence",
+    "packing_buffer_size",
+)
 _NOT_NEGATIVE = (
     "num_workers",
     "num_validation_workers",
@@ -25,6 +36,44 @@ _NOT_NEGATIVE = (
     "shuffle_buffer_size",
 )
 _MULTIPLE_OF = (("global_batch_size", "micro_batch_size"), ("seq_length", "pad_to_multiple_of"))
+
+
+class RowSampler(MegatronDataSampler):
+    """Counts samples as NeMo's sampler does; some loaders need no dealing out."""
+
+    def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
+        """Returns the loader itself where it deals out by itself, else what NeMo makes of it."""
+        if getattr(dataloader, "deals_by_itself", False):
+            return dataloader
+        return super().transform_dataloader(dataloader, consumed_samples=consumed_samples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataParallelPlace:
+    """This process among those that read different samples."""
+
+    rank: int
+    size: int
+    group: Any
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the value of every rank; all ranks must call this."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+
+def data_parallel_place() -> DataParallelPlace:
+    """Returns the place of this process; one that is not part of a job is alone."""
+    if not parallel_state.is_initialized():
+        return DataParallelPlace(rank=0, size=1, group=None)
+    return DataParallelPlace(
+        rank=parallel_state.get_data_parallel_rank(),
+        size=parallel_state.get_data_parallel_world_size(),
+        group=parallel_state.get_data_parallel_group(),
+    )
 
 
 class ConversationDataModule(pl.LightningDataModule, IOMixin):
@@ -38,11 +87,14 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
     micro_batch_size: int
     global_batch_size: int
     max_tiles: int | None
+    max_tiles_per_row: int | None
+    packing_buffer_size: int | None
     pad_to_multiple_of: int
     pad_to_seq_length: bool
     bad_sample_file: str | None
     max_bad_samples_in_a_row: int
-    data_sampler: MegatronDataSampler
+    read_timeout_seconds: float | None
+    data_sampler: RowSampler
     _encoder: SampleEncoder[Any] | None = None
     _reconfigured: pl.Trainer | None = None
 
@@ -72,11 +124,9 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
                     f"{divisor}={getattr(self, divisor)}."
                 )
 
-    def make_sampler(
-        self, sampler_class: type[MegatronDataSampler] = MegatronDataSampler
-    ) -> MegatronDataSampler:
-        """Returns NeMo's sampler of this module's batch sizes."""
-        return sampler_class(
+    def make_sampler(self) -> RowSampler:
+        """Returns a sampler of this module's batch sizes."""
+        return RowSampler(
             seq_len=self.seq_length,
             micro_batch_size=self.micro_batch_size,
             global_batch_size=self.global_batch_size,
@@ -91,12 +141,16 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
         """
         # Workers are forked after this; the tokenizers library would warn about that in each one.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        encoder = open_encoder(self.assets, self.seq_length, self.max_tiles)
+        encoder = open_encoder(self.assets, self.seq_length, self.max_tiles, self.max_tiles_per_row)
         # Read here, and not in the workers, so that its errors come before anything starts.
         encoder.prepare()
         return encoder
 
-    def collator(self) -> Any:
+    def room(self) -> Room:
+        """Returns what fits into a packed row."""
+        return Room(positions=self.seq_length, tiles=self.max_tiles_per_row)
+
+    def collator(self) -> Collator:
         """Returns the function that makes micro-batches of encoded samples."""
         fixed_length = self.seq_length if self.pad_to_seq_length else None
         return self.encoder.collator(self.pad_to_multiple_of, fixed_length)
@@ -104,6 +158,10 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
     def bad_sample_log(self) -> BadSampleLog:
         """Returns a new log of samples that cannot be used, of this rank."""
         return rank_log(self.bad_sample_file, self.max_bad_samples_in_a_row)
+
+    def read_watch(self) -> ReadWatch:
+        """Returns what ends reads that hang."""
+        return ReadWatch(self.read_timeout_seconds, self.bad_sample_log())
 
     def count_from(self, step: int) -> None:
         """Makes NeMo's sampler count consumed samples from this step on."""

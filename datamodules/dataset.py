@@ -1,8 +1,8 @@
 """Map-style data sets: a global sample number goes in, an encoded sample comes out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -10,16 +10,20 @@ from torch.utils.data import Dataset
 from datamodules.bad_samples import BadSampleLog
 from datamodules.blend import Blend
 from datamodules.collate import Encoded
+from datamodules.encoder import EncodingPlan
 from datamodules.images import ImageStore
 from datamodules.permutation import mix
+from datamodules.read_watch import ReadWatch
 from datamodules.record_index import RecordError, RecordIndex
 from datamodules.sample_encoder import SampleEncoder
-from sample_loaders.conversation import parse_llava
+from sample_loaders.document import parse_record
 from sample_loaders.errors import BadSample, Reason
 
 # Long enough that no run reaches its end, short enough for float and int64 arithmetic on it.
 ENDLESS = 2**40
 FILLER_KEY = "filler"
+
+Read = TypeVar("Read")
 
 
 class RowOrder(Protocol):
@@ -53,8 +57,8 @@ class Source:
         """Names a sample by its file and its row, counted from 0."""
         return f"{self.name}#{self.rows[position]}"
 
-    def encode(self, position: int, encoder: SampleEncoder[Any]) -> Encoded:
-        """Reads and encodes a sample.
+    def plan(self, position: int, encoder: SampleEncoder[Any]) -> "PlannedSample":
+        """Reads a sample and plans it; its images are not decoded yet.
 
         Raises:
             BadSample: It cannot be used.
@@ -63,8 +67,42 @@ class Source:
             record = self.records[self.rows[position]]
         except RecordError as error:
             raise BadSample(Reason.INVALID_JSON, str(error)) from error
-        sample = parse_llava(record, self.key(position), self.name)
-        return encoder.encode(sample, self.images)
+        sample = parse_record(record, self.key(position), self.name)
+        return PlannedSample(plan=encoder.plan(sample, self.images), source=self)
+
+    def encode(self, position: int, encoder: SampleEncoder[Any]) -> Encoded:
+        """Reads and encodes a sample.
+
+        Raises:
+            BadSample: It cannot be used.
+        """
+        return self.plan(position, encoder).decode(encoder)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedSample:
+    """A sample of a source whose length is known, and whose images are not decoded."""
+
+    plan: EncodingPlan
+    source: Source
+
+    @property
+    def length(self) -> int:
+        """Number of positions."""
+        return self.plan.length
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles of all images."""
+        return self.plan.tiles
+
+    def decode(self, encoder: SampleEncoder[Any]) -> Encoded:
+        """Adds the pixels.
+
+        Raises:
+            BadSample: An image is damaged.
+        """
+        return encoder.decode(self.plan, self.source.images)
 
 
 class TrainingSamples(Dataset):
@@ -79,6 +117,7 @@ class TrainingSamples(Dataset):
         blend: Which record comes at which number.
         encoder: Makes samples of records.
         log: Takes the bad samples.
+        watch: Ends reads that hang.
     """
 
     def __init__(
@@ -87,12 +126,14 @@ class TrainingSamples(Dataset):
         blend: Blend,
         encoder: SampleEncoder[Any],
         log: BadSampleLog,
+        watch: ReadWatch | None = None,
     ) -> None:
         assert [len(source) for source in sources] == list(blend.sizes)
         self.sources = tuple(sources)
         self.blend = blend
         self.encoder = encoder
         self.log = log
+        self.watch = watch or ReadWatch()
 
     def __len__(self) -> int:
         return ENDLESS
@@ -103,17 +144,30 @@ class TrainingSamples(Dataset):
         Raises:
             TooManyBadSamples: Too many in a row could not be used.
         """
+        sample = self._first_good(number, lambda source, row: source.encode(row, self.encoder))
+        self.log.accept()
+        return sample
+
+    def plan(self, number: int) -> PlannedSample:
+        """Plans the sample with this global number.
+
+        Raises:
+            TooManyBadSamples: Too many in a row could not be used.
+        """
+        sample = self._first_good(number, lambda source, row: source.plan(row, self.encoder))
+        self.log.accept()
+        return sample
+
+    def _first_good(self, number: int, read: Callable[[Source, int], Read]) -> Read:
         index, position = self.blend[number]
         source = self.sources[index]
         attempt = 0
         while True:
             try:
-                sample = source.encode(position, self.encoder)
+                with self.watch.reading(source.key(position), source.name):
+                    return read(source, position)
             except BadSample as error:
                 self.log.skip(source.key(position), source.name, error)
-            else:
-                self.log.accept()
-                return sample
             attempt += 1
             position = mix(self.blend.seed, number, attempt) % len(source)
 
@@ -129,6 +183,7 @@ class EvaluationSamples(Dataset):
         encoder: Makes samples of records.
         log: Takes the bad samples.
         multiple_of: The length is rounded up to this, the global batch size.
+        watch: Ends reads that hang.
     """
 
     def __init__(
@@ -137,10 +192,12 @@ class EvaluationSamples(Dataset):
         encoder: SampleEncoder[Any],
         log: BadSampleLog,
         multiple_of: int,
+        watch: ReadWatch | None = None,
     ) -> None:
         self.sources = tuple(sources)
         self.encoder = encoder
         self.log = log
+        self.watch = watch or ReadWatch()
         self._ends = np.cumsum([len(source) for source in sources])
         self._length = -(-int(self._ends[-1]) // multiple_of) * multiple_of
 
@@ -160,10 +217,11 @@ class EvaluationSamples(Dataset):
         index = int(np.searchsorted(self._ends, number, side="right"))
         source = self.sources[index]
         position = number - (int(self._ends[index - 1]) if index else 0)
+        key = source.key(position)
         try:
-            sample = source.encode(position, self.encoder)
+            with self.watch.reading(key, source.name):
+                sample = source.encode(position, self.encoder)
         except BadSample as error:
-            key = source.key(position)
             self.log.skip(key, source.name, error)
             return self.encoder.filler(key)
         self.log.accept()

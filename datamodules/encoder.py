@@ -1,7 +1,7 @@
 """What the encoders of all families share: how they are set up, and what happens in which order."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -13,6 +13,8 @@ from datamodules.collate import Encoded
 from datamodules.conversation import IGNORED
 from datamodules.images import ImageFolder, ImageStore
 from sample_loaders.conversation import ConversationSample, Turn
+from sample_loaders.document import DocumentSample
+from sample_loaders.document import Sample as RawSample
 from sample_loaders.errors import BadSample, Reason
 
 # Above this PIL itself warns of a decompression bomb.
@@ -28,6 +30,7 @@ class EncoderConfig:
         seq_length: No sample has more positions than this.
         image_folder: Where images are if `encode` is not told otherwise.
         max_tiles: Largest number of tiles of an image; None takes the model's own.
+        max_tiles_per_sample: No sample has more tiles than this in all; None for no bound.
         max_image_pixels: Larger images are bad samples.
     """
 
@@ -35,17 +38,18 @@ class EncoderConfig:
     seq_length: int
     image_folder: str = ""
     max_tiles: int | None = None
+    max_tiles_per_sample: int | None = None
     max_image_pixels: int = LARGEST_IMAGE
 
     def __post_init__(self) -> None:
-        for name in ("seq_length", "max_tiles", "max_image_pixels"):
+        for name in ("seq_length", "max_tiles", "max_tiles_per_sample", "max_image_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EncodingPlan:
+class EncodingPlan(ABC):
     """A sample whose positions are all known while no image is decoded.
 
     Attributes:
@@ -63,6 +67,11 @@ class EncodingPlan:
         """Number of positions."""
         return len(self.tokens)
 
+    @property
+    @abstractmethod
+    def tiles(self) -> int:
+        """Number of tiles of all images."""
+
 
 Assets = TypeVar("Assets", bound=EncodingAssets)
 Plan = TypeVar("Plan", bound=EncodingPlan)
@@ -70,7 +79,7 @@ Sample = TypeVar("Sample", bound=Encoded)
 
 
 class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
-    """Encodes conversations in two steps: a plan without pixels, and decoding what it names.
+    """Encodes samples in two steps: a plan without pixels, and decoding what it names.
 
     Args:
         config: How to encode.
@@ -94,6 +103,15 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
         """Largest number of tiles of an image."""
         return self.config.max_tiles or self.assets.max_tiles
 
+    def max_tiles_of(self, sample: RawSample) -> int:
+        """Returns the largest number of tiles of an image of this sample."""
+        return min(self.max_tiles, sample.max_tiles or self.max_tiles)
+
+    def fits(self, length: int, tiles: int) -> bool:
+        """Returns whether a sample is within the allowed length and number of tiles."""
+        budget = self.config.max_tiles_per_sample
+        return length <= self.config.seq_length and (budget is None or tiles <= budget)
+
     def prepare(self) -> None:
         """Reads the assets, so that their errors come before any worker starts.
 
@@ -102,11 +120,11 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
         """
         _ = self.assets
 
-    def encode(self, sample: ConversationSample, images: ImageStore | None = None) -> Sample:
+    def encode(self, sample: RawSample, images: ImageStore | None = None) -> Sample:
         """Encodes a sample.
 
         Args:
-            sample: The conversation.
+            sample: The conversation or the document.
             images: Where its images are; None takes the configured folder.
 
         Raises:
@@ -115,7 +133,7 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
         store = self._store(images)
         return self.decode(self.plan(sample, store), store)
 
-    def length(self, sample: ConversationSample, images: ImageStore | None = None) -> int:
+    def length(self, sample: RawSample, images: ImageStore | None = None) -> int:
         """Returns the number of positions, reading no more of an image than its header.
 
         Raises:
@@ -123,14 +141,20 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
         """
         return self.plan(sample, images).length
 
-    def plan(self, sample: ConversationSample, images: ImageStore | None = None) -> Plan:
+    def plan(self, sample: RawSample, images: ImageStore | None = None) -> Plan:
         """Does everything that needs no pixels.
 
         Raises:
             BadSample: The sample cannot be used.
         """
-        self._check_texts(sample.turns)
-        plan = self._plan(sample, self._store(images))
+        store = self._store(images)
+        if isinstance(sample, DocumentSample):
+            self._check_texts({"The document": sample.text})
+            plan = self._plan_document(sample, store)
+        else:
+            texts = {f"Turn {number}": turn.text for number, turn in enumerate(sample.turns)}
+            self._check_texts(texts)
+            plan = self._plan(sample, store)
         if not (plan.labels != IGNORED).any():
             raise BadSample(Reason.NO_SUPERVISED_TOKEN, "No token of the sample would be learnt.")
         return plan
@@ -148,18 +172,21 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
 
     @abstractmethod
     def _plan(self, sample: ConversationSample, store: ImageStore) -> Plan:
-        """Plans a sample within the allowed length."""
+        """Plans a conversation within what is allowed."""
+
+    @abstractmethod
+    def _plan_document(self, sample: DocumentSample, store: ImageStore) -> Plan:
+        """Plans a document within what is allowed."""
 
     def _store(self, images: ImageStore | None) -> ImageStore:
         return ImageFolder(self.config.image_folder) if images is None else images
 
-    def _check_texts(self, turns: Sequence[Turn]) -> None:
-        for number, turn in enumerate(turns):
-            found = self.assets.control_tokens.search(turn.text)
+    def _check_texts(self, texts: Mapping[str, str]) -> None:
+        for name, text in texts.items():
+            found = self.assets.control_tokens.search(text)
             if found:
                 raise BadSample(
-                    Reason.CONTROL_TOKEN,
-                    f"Turn {number} holds the control token {found.group()!r}.",
+                    Reason.CONTROL_TOKEN, f"{name} holds the control token {found.group()!r}."
                 )
 
     def _without_last_answer(self, turns: Sequence[Turn], images: str) -> Sequence[Turn]:
@@ -173,9 +200,12 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
             BadSample: There is only one answer.
         """
         if sum(turn.role == "assistant" for turn in turns) < 2:
+            budget = self.config.max_tiles_per_sample
             raise BadSample(
                 Reason.TOO_LONG,
                 f"The first question and answer have more than "
-                f"seq_length={self.config.seq_length} positions with {images}.",
+                f"seq_length={self.config.seq_length} positions"
+                + ("" if budget is None else f", or more than {budget} tiles,")
+                + f" with {images}.",
             )
         return turns[:-2]

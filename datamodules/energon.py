@@ -1,51 +1,19 @@
 """NeMo data module over tar shards, read by Energon."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-import torch
-from megatron.core import parallel_state
 from megatron.energon import WorkerConfig
-from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from datamodules.blend import check_weights
-from datamodules.conversation_module import ConversationDataModule
+from datamodules.conversation_module import ConversationDataModule, data_parallel_place
 from datamodules.energon_loaders import evaluation_batches, training_batches
 from datamodules.energon_shards import ShardSet, open_shards
 from datamodules.energon_stream import EvaluationBatches, ReadingPlace, TrainingBatches
 from datamodules.energon_task import ConversationTask
 from datamodules.split import as_list
-
-
-class ShardSampler(MegatronDataSampler):
-    """Counts samples as NeMo's sampler does; shards are dealt out to ranks by Energon."""
-
-    def transform_dataloader(self, dataloader: Any, consumed_samples: int = 0) -> Any:
-        """Returns the loader itself."""
-        del consumed_samples
-        return dataloader
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataParallelPlace:
-    """This process among those that read different samples."""
-
-    rank: int
-    size: int
-    group: Any
-
-
-def data_parallel_place() -> DataParallelPlace:
-    """Returns the place of this process; one that is not part of a job is alone."""
-    if not parallel_state.is_initialized():
-        return DataParallelPlace(rank=0, size=1, group=None)
-    return DataParallelPlace(
-        rank=parallel_state.get_data_parallel_rank(),
-        size=parallel_state.get_data_parallel_world_size(),
-        group=parallel_state.get_data_parallel_group(),
-    )
 
 
 class EnergonDataModule(ConversationDataModule):
@@ -74,6 +42,9 @@ class EnergonDataModule(ConversationDataModule):
         global_batch_size: Samples per step over all ranks.
         max_tiles: Largest tile grid of an image, or None for that of the model.
         num_workers: Worker processes of training, on each rank.
+        packing_buffer_size: Pack several samples into every row of training, chosen from so many;
+            None gives every sample a row.
+        max_tiles_per_row: No row has more tiles than this in all; None for no bound.
         num_validation_workers: The same for validation and test; None takes `num_workers`.
         seed: Chooses the order of training.
         shuffle_buffer_size: Samples that each worker draws the next one from; 0 or 1 for none.
@@ -83,6 +54,7 @@ class EnergonDataModule(ConversationDataModule):
         pad_to_seq_length: True makes every row `seq_length` long.
         bad_sample_file: File that samples which cannot be used are listed in; None only counts.
         max_bad_samples_in_a_row: One more in a row, of one reader, stops the run.
+        read_timeout_seconds: A read that takes longer ends the run; None for no bound.
         pin_memory: Whether loaders pin their tensors, for faster copies to a GPU.
         tokenizer: Not used, the one in `assets` is; NeMo's training functions set and read it.
 
@@ -105,6 +77,8 @@ class EnergonDataModule(ConversationDataModule):
         global_batch_size: int = 8,
         max_tiles: int | None = None,
         num_workers: int = 2,
+        packing_buffer_size: int | None = None,
+        max_tiles_per_row: int | None = None,
         num_validation_workers: int | None = None,
         seed: int = 1234,
         shuffle_buffer_size: int = 100,
@@ -113,6 +87,7 @@ class EnergonDataModule(ConversationDataModule):
         pad_to_seq_length: bool = False,
         bad_sample_file: str | None = None,
         max_bad_samples_in_a_row: int = 100,
+        read_timeout_seconds: float | None = 600.0,
         pin_memory: bool = False,
         tokenizer: Any = None,
     ) -> None:
@@ -130,6 +105,8 @@ class EnergonDataModule(ConversationDataModule):
         self.global_batch_size = global_batch_size
         self.max_tiles = max_tiles
         self.num_workers = num_workers
+        self.packing_buffer_size = packing_buffer_size
+        self.max_tiles_per_row = max_tiles_per_row
         self.num_validation_workers = (
             num_workers if num_validation_workers is None else num_validation_workers
         )
@@ -140,11 +117,12 @@ class EnergonDataModule(ConversationDataModule):
         self.pad_to_seq_length = pad_to_seq_length
         self.bad_sample_file = bad_sample_file
         self.max_bad_samples_in_a_row = max_bad_samples_in_a_row
+        self.read_timeout_seconds = read_timeout_seconds
         self.pin_memory = pin_memory
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()
-        self.data_sampler = self.make_sampler(ShardSampler)
+        self.data_sampler = self.make_sampler()
         self._resumed: dict[str, Any] | None = None
         self._training: TrainingBatches | None = None
 
@@ -198,15 +176,10 @@ class EnergonDataModule(ConversationDataModule):
             (self.trainer.global_step - self.init_global_step) * self._micro_batches()
         )
         mine = None if place is None else asdict(place)
-        parallel = data_parallel_place()
-        places = [mine]
-        if parallel.size > 1:
-            places = [None] * parallel.size
-            torch.distributed.all_gather_object(places, mine, group=parallel.group)
         return {
             "consumed_samples": consumed,
             "settings": self._settings(self._open_training()),
-            "places": places,
+            "places": data_parallel_place().gather(mine),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -282,6 +255,7 @@ class EnergonDataModule(ConversationDataModule):
             self._worker_config(self.num_workers),
             micro_batch_size=self.micro_batch_size,
             shuffle_buffer_size=self.shuffle_buffer_size,
+            packing_buffer_size=self.packing_buffer_size,
             # A checkpoint counts whole steps, while the next one may have begun.
             remembered=2 * self._micro_batches() + 2,
             start=start,
@@ -305,7 +279,15 @@ class EnergonDataModule(ConversationDataModule):
         )
 
     def _task(self, *, fill: bool) -> ConversationTask:
-        return ConversationTask(self.encoder, self.collator(), self.bad_sample_log(), fill=fill)
+        return ConversationTask(
+            self.encoder,
+            self.collator(),
+            self.bad_sample_log(),
+            fill=fill,
+            room=self.room(),
+            decode_log=self.bad_sample_log(),
+            watch=self.read_watch(),
+        )
 
     def _settings(self, shards: Sequence[ShardSet]) -> dict[str, Any]:
         """All that the order of training depends on, as plain data."""
@@ -317,6 +299,9 @@ class EnergonDataModule(ConversationDataModule):
             "shuffle_buffer_size": self.shuffle_buffer_size,
             "max_samples_per_sequence": self.max_samples_per_sequence,
             "micro_batch_size": self.micro_batch_size,
+            "packing_buffer_size": self.packing_buffer_size,
+            "seq_length": self.seq_length if self.packing_buffer_size else None,
+            "max_tiles_per_row": self.max_tiles_per_row,
             "num_workers": self.num_workers,
             "data_parallel_size": data_parallel_place().size,
             "shards": [[each.source, len(each), each.share] for each in shards],

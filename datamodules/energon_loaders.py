@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from megatron.energon import WorkerConfig
 
 from datamodules.energon_shards import ShardSet, attach
-from datamodules.energon_stream import EvaluationBatches, ReadingPlace, TrainingBatches
+from datamodules.energon_stream import EvaluationBatches, NamedWatch, ReadingPlace, TrainingBatches
 from datamodules.energon_task import ConversationTask
 
 
@@ -16,6 +16,7 @@ def training_batches(
     *,
     micro_batch_size: int,
     shuffle_buffer_size: int,
+    packing_buffer_size: int | None,
     remembered: int,
     start: ReadingPlace | None = None,
     pin_memory: bool = False,
@@ -28,6 +29,7 @@ def training_batches(
         worker_config: Whose part is read, by how many workers, with which seed.
         micro_batch_size: Samples per micro-batch.
         shuffle_buffer_size: Samples that each worker draws the next one from.
+        packing_buffer_size: Samples that a packed row is chosen from; None for no packing.
         remembered: For so many micro-batches back the place can be told.
         start: Where to begin; None begins at the beginning.
         pin_memory: Whether tensors are pinned.
@@ -49,8 +51,15 @@ def training_batches(
         worker_config=worker_config,
         batch_size=micro_batch_size,
         shuffle_buffer_size=shuffle_buffer_size,
+        packing_buffer_size=packing_buffer_size,
     )
-    return TrainingBatches(dataset, pin_memory=pin_memory, remembered=remembered, start=start)
+    return TrainingBatches(
+        dataset,
+        pin_memory=pin_memory,
+        remembered=remembered,
+        start=start,
+        watch=_watch(shards, task),
+    )
 
 
 def evaluation_batches(
@@ -87,4 +96,9 @@ def evaluation_batches(
         length=-(-length // multiple_of) * multiple_of,
         filler=task.filler_batch,
         pin_memory=pin_memory,
+        watch=_watch(shards, task),
     )
+
+
+def _watch(shards: Sequence[ShardSet], task: ConversationTask) -> NamedWatch:
+    return NamedWatch(watch=task.watch, source=", ".join(each.source for each in shards))

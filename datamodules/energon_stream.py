@@ -19,6 +19,7 @@ from megatron.energon.epathlib import EPath
 from torch.utils.data import DataLoader, IterableDataset
 
 from datamodules.dataset import ENDLESS
+from datamodules.read_watch import ReadWatch
 
 _END = object()
 
@@ -36,6 +37,14 @@ class ReadingPlace:
     states: tuple[bytes, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedWatch:
+    """What ends reads that hang, and the data sets that are read."""
+
+    watch: ReadWatch
+    source: str
+
+
 class ShardStream(IterableDataset):
     """What one worker reads: triples of its number, its state after the item, and a micro-batch.
 
@@ -45,12 +54,19 @@ class ShardStream(IterableDataset):
         dataset: Energon's data set, of micro-batches.
         first_worker: The worker that comes first.
         with_states: Whether to give states.
+        watch: Ends reads that hang.
     """
 
     def __init__(
-        self, dataset: SavableDataset, *, first_worker: int = 0, with_states: bool = False
+        self,
+        dataset: SavableDataset,
+        *,
+        first_worker: int = 0,
+        with_states: bool = False,
+        watch: NamedWatch,
     ) -> None:
         self.dataset = dataset
+        self.watch = watch
         self.first_worker = first_worker
         self.with_states = with_states
 
@@ -68,8 +84,10 @@ class ShardStream(IterableDataset):
         number = 0
         while True:
             config.worker_activate(number)
+            name = f"micro-batch {number} of worker {worker}"
             try:
-                batch = next(batches, _END)
+                with self.watch.watch.reading(name, self.watch.source):
+                    batch = next(batches, _END)
             finally:
                 config.worker_deactivate()
             if batch is _END:
@@ -114,10 +132,13 @@ class TrainingBatches:
         pin_memory: Whether tensors are pinned.
         remembered: For so many micro-batches back `place_after` can be asked.
         start: Where to begin; None begins at the beginning.
+        watch: Ends reads that hang.
 
     Raises:
         ValueError: The data set cannot be set to `start`.
     """
+
+    deals_by_itself = True
 
     def __init__(
         self,
@@ -126,8 +147,10 @@ class TrainingBatches:
         pin_memory: bool,
         remembered: int,
         start: ReadingPlace | None = None,
+        watch: NamedWatch,
     ) -> None:
         self._dataset = dataset
+        self._watch = watch
         self._pin_memory = pin_memory
         self._start = start
         self._read = 0
@@ -167,7 +190,8 @@ class TrainingBatches:
     def _begin(self) -> Iterator[tuple[int, bytes, Any]]:
         first = 0 if self._start is None else self._start.next_worker
         stream = _items(
-            ShardStream(self._dataset, first_worker=first, with_states=True), self._pin_memory
+            ShardStream(self._dataset, first_worker=first, with_states=True, watch=self._watch),
+            self._pin_memory,
         )
         workers = max(1, self._dataset.worker_config.num_workers)
         states = dict(next(stream)[:2] for _ in range(workers))
@@ -189,7 +213,10 @@ class EvaluationBatches:
         length: Number of micro-batches, no fewer than the data set gives.
         filler: Makes a filler micro-batch.
         pin_memory: Whether tensors are pinned.
+        watch: Ends reads that hang.
     """
+
+    deals_by_itself = True
 
     def __init__(
         self,
@@ -198,8 +225,10 @@ class EvaluationBatches:
         length: int,
         filler: Callable[[], dict[str, Any]],
         pin_memory: bool,
+        watch: NamedWatch,
     ) -> None:
         self._dataset = dataset
+        self._watch = watch
         self._length = length
         self._filler = filler
         self._pin_memory = pin_memory
@@ -211,7 +240,7 @@ class EvaluationBatches:
         # Without workers a pass that was left half way has moved this very object.
         self._dataset.restore_state(None)
         given = 0
-        for _, _, batch in _items(ShardStream(self._dataset), self._pin_memory):
+        for _, _, batch in _items(ShardStream(self._dataset, watch=self._watch), self._pin_memory):
             given += 1
             yield batch
         assert given <= self._length, f"{given} micro-batches, foretold {self._length}"

@@ -1,25 +1,27 @@
 """What Energon does with a sample: encode and collate, skip what is bad, hide nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from megatron.energon import Cooker, SkipSample, TaskEncoder, VQASample, WorkerConfig
 from megatron.energon.errors import SYSTEM_EXCEPTIONS
 from megatron.energon.flavors.crude import CrudeSample
 from megatron.energon.wrappers import BatchDataset, MapDataset
+from megatron.energon.wrappers.base import get_sample_restore_key
 from webdataset.autodecode import DecodingError
 
 from datamodules.bad_samples import BadSampleLog
 from datamodules.dataset import FILLER_KEY
 from datamodules.energon_images import ShardImages
-from datamodules.sample_encoder import SampleEncoder
+from datamodules.energon_packing import RowPacking, ShardPlan
+from datamodules.packing import Room
+from datamodules.read_watch import ReadWatch
+from datamodules.sample_encoder import Collator, SampleEncoder
 from sample_loaders.energon import RECORD_PART, ShardSample, cook_parts, read_vqa
 from sample_loaders.errors import BadSample, Reason
 
 # Under this name each sample's subflavors hold the data set that it came from.
 SOURCE = "__source__"
-
-Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 
 class ConversationTask(TaskEncoder):
@@ -33,31 +35,58 @@ class ConversationTask(TaskEncoder):
         collate: Makes a micro-batch of encoded samples.
         log: Takes the bad samples.
         fill: For evaluation: a bad sample becomes a filler, and a last micro-batch is filled up.
+        room: Of a packed row.
+        decode_log: Takes the samples of packed rows whose images are damaged; those that cannot be
+            planned go to `log`, so that "in a row" means something in each.
+        watch: Ends reads that hang.
     """
 
     # Energon asks for a cooker before it takes crude data; ours is called by `encode_sample`.
     cookers = (Cooker(cook=cook_parts),)
 
     def __init__(
-        self, encoder: SampleEncoder[Any], collate: Collate, log: BadSampleLog, *, fill: bool
+        self,
+        encoder: SampleEncoder[Any],
+        collate: Collator,
+        log: BadSampleLog,
+        *,
+        fill: bool,
+        room: Room,
+        decode_log: BadSampleLog,
+        watch: ReadWatch | None = None,
     ) -> None:
         self.encoder = encoder
         self.collate = collate
         self.log = log
         self.fill = fill
+        self.room = room
+        self.decode_log = decode_log
+        self.watch = watch or ReadWatch()
+        self.packs = False
         self.micro_batch_size = 0
 
     def encode_sample(self, sample: CrudeSample | VQASample) -> Any:
-        """Encodes a sample.
+        """Encodes a sample, or plans it where rows are packed.
 
         Raises:
             SkipSample: It is bad, and fillers are not asked for.
             TooManyBadSamples: Too many in a row could not be used.
         """
         key, source = _origin(sample)
+        encoded: Any
         try:
             loaded = _load(sample, key, source)
-            encoded = self.encoder.encode(loaded.conversation, ShardImages(loaded.images))
+            images = ShardImages(loaded.images)
+            if self.packs:
+                plan = self.encoder.plan(loaded.sample, images)
+                encoded = ShardPlan(
+                    plan=plan,
+                    images=images,
+                    source=source,
+                    __restore_key__=get_sample_restore_key(sample),
+                )
+            else:
+                encoded = self.encoder.encode(loaded.sample, images)
         except BadSample as error:
             self.log.skip(key, source, error)
             if self.fill:
@@ -68,6 +97,32 @@ class ConversationTask(TaskEncoder):
             raise RuntimeError(f"Encoding the sample {key} failed: {error!r}.") from error
         self.log.accept()
         return encoded
+
+    def decode_row(self, row: Sequence[ShardPlan]) -> list[Any]:
+        """Decodes the samples of a packed row; where an image is damaged, the row gets shorter.
+
+        Raises:
+            TooManyBadSamples: Too many in a row could not be used.
+        """
+        decoded = []
+        for sample in row:
+            try:
+                decoded.append(self.encoder.decode(sample.plan, sample.images))
+            except BadSample as error:
+                self.decode_log.skip(sample.plan.key, sample.source, error)
+            except SYSTEM_EXCEPTIONS as error:
+                raise RuntimeError(f"Decoding {sample.plan.key} failed: {error!r}.") from error
+            else:
+                self.decode_log.accept()
+        return decoded or [self.encoder.filler(FILLER_KEY)]
+
+    def batch_rows(self, rows: list[list[Any]]) -> dict[str, Any]:
+        """Collates packed rows."""
+        try:
+            return self.collate.packed(rows)
+        except SYSTEM_EXCEPTIONS as error:
+            keys = ", ".join(sample.key for row in rows for sample in row)
+            raise RuntimeError(f"Collating the samples {keys} failed: {error!r}.") from error
 
     def batch(self, samples: list[Any]) -> dict[str, Any]:
         """Collates samples; in evaluation a short micro-batch is filled up."""
@@ -124,15 +179,23 @@ class ConversationTask(TaskEncoder):
         packing_buffer_size: int | None = None,
         worker_config: WorkerConfig,
     ) -> Any:
-        """Adds the step that collates."""
+        """Adds the steps that pack, where that is asked for, and collate."""
         assert batch_size is not None
-        assert packing_buffer_size is None
         assert not batch_drop_last
         self.micro_batch_size = batch_size
+        self.packs = packing_buffer_size is not None
+        if packing_buffer_size is not None:
+            dataset = RowPacking(
+                dataset,
+                packing_buffer_size,
+                self.room,
+                self.decode_row,
+                worker_config=worker_config,
+            )
         return BatchDataset(
             dataset,
             batch_size,
-            self.batch,
+            self.batch_rows if self.packs else self.batch,
             batcher_stateless=True,
             error_handler=_stop,
             worker_config=worker_config,

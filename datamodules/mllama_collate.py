@@ -45,9 +45,30 @@ class MllamaCollator(TextRows):
             [t, 3, H, W]; tiles_per_image int64 [i]; aspect_ratio_ids int64 [i]; image_spans int64
             [i, 2], in positions of the image's own row; and images_per_sample int64 [b].
         """
-        joined = {
-            name: torch.from_numpy(np.concatenate([getattr(sample, name) for sample in samples]))
-            for name in ("tiles", "tiles_per_image", "aspect_ratio_ids", "image_spans")
-        }
         images = torch.tensor([len(sample.tiles_per_image) for sample in samples])
-        return {**self.join(samples), **joined, "images_per_sample": images}
+        return {**self.join(samples), **_joined(samples), "images_per_sample": images}
+
+    def packed(self, rows: Sequence[Sequence[MllamaSample]]) -> dict[str, Any]:
+        """Builds a micro-batch of packed rows, of n sequences with i images in t tiles in all.
+
+        Returns:
+            The text as `TextRows.pack` gives it, and, of all samples in order, the images as
+            `__call__` gives them, but for: image_spans int64 [i, 2], in positions of the one row;
+            and images_per_sample int64 [n], of every sequence.
+        """
+        text, sequences = self.pack(rows)
+        samples = [sample for row in rows for sample in row]
+        joined = _joined(samples)
+        images = torch.zeros(len(text["cu_seqlens"]) - 1, dtype=torch.int64)
+        for sequence, sample in zip(sequences, samples, strict=True):
+            images[sequence] = len(sample.tiles_per_image)
+        starts = text["cu_seqlens"][:-1].to(torch.int64).repeat_interleave(images)
+        joined["image_spans"] = joined["image_spans"] + starts[:, None]
+        return {**text, **joined, "images_per_sample": images}
+
+
+def _joined(samples: Sequence[MllamaSample]) -> dict[str, torch.Tensor]:
+    return {
+        name: torch.from_numpy(np.concatenate([getattr(sample, name) for sample in samples]))
+        for name in ("tiles", "tiles_per_image", "aspect_ratio_ids", "image_spans")
+    }

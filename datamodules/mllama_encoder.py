@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
+from datamodules.document import cut_position, tokenize_document
 from datamodules.encoder import ConversationEncoder, EncodingPlan
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.mllama_assets import MllamaAssets, load_mllama_assets
@@ -15,6 +16,7 @@ from models.mllama.image_spans import image_spans
 from models.mllama.prompt import IMAGE_PLACEHOLDER, IMAGE_TOKEN, chat_message
 from models.mllama.tiling import Canvas, aspect_ratio_id, choose_canvas, cut_tiles, on_white
 from sample_loaders.conversation import ConversationSample, Turn
+from sample_loaders.document import DocumentSample, Sample
 from sample_loaders.errors import BadSample, Reason
 
 _IMAGE_TEXT = re.compile(re.escape(IMAGE_TOKEN))
@@ -22,9 +24,10 @@ _IMAGE_TEXT = re.compile(re.escape(IMAGE_TOKEN))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedMllamaImage:
-    """An image that is not decoded yet, and the canvas that it will fill."""
+    """An image that is not decoded yet: the most tiles it may take, and the canvas it will fill."""
 
     name: str
+    max_tiles: int
     canvas: Canvas
 
 
@@ -65,7 +68,7 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
         cut = [self._no_tiles()]
         for image in plan.images:
             pixels = decode_image(store, image.name, self.config.max_image_pixels, on_white)
-            tiles = cut_tiles(pixels, self.assets.tile_size, self.max_tiles)
+            tiles = cut_tiles(pixels, self.assets.tile_size, image.max_tiles)
             assert len(tiles) == image.canvas.tiles, f"{image} was cut into {len(tiles)} tiles"
             cut.append(tiles)
         canvases = [image.canvas for image in plan.images]
@@ -111,26 +114,55 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
 
     def _plan(self, sample: ConversationSample, store: ImageStore) -> MllamaPlan:
         turns: Sequence[Turn] = sample.turns
-        tokens, supervised = self._tokenize(turns)
-        while len(tokens) > self.config.seq_length:
-            turns = self._without_last_answer(turns, "one for each image")
+        while True:
             tokens, supervised = self._tokenize(turns)
-        names = sample.images[: _placeholders(turns)]
+            # Images of what is too long are not even looked at.
+            if len(tokens) <= self.config.seq_length:
+                images = self._images(sample, _placeholders(turns), store)
+                if self.fits(len(tokens), sum(image.canvas.tiles for image in images)):
+                    break
+            turns = self._without_last_answer(turns, "one for each image")
+        return MllamaPlan(
+            key=sample.key, tokens=tokens, labels=shifted_labels(tokens, supervised), images=images
+        )
+
+    def _plan_document(self, sample: DocumentSample, store: ImageStore) -> MllamaPlan:
+        text = sample.text.replace(f"{IMAGE_PLACEHOLDER}\n", IMAGE_PLACEHOLDER)
+        text = text.replace(IMAGE_PLACEHOLDER, IMAGE_TOKEN)
+        tokens, supervised = tokenize_document(text, self.assets.tokenizer, _IMAGE_TEXT)
+        spans = [(place, place + 1) for place in self._image_places(tokens)]
+        end = cut_position(len(tokens), self.config.seq_length, spans)
+        kept = sum(stop <= end for _, stop in spans)
+        images = self._images(sample, kept, store)
+        while not self.fits(end, sum(image.canvas.tiles for image in images)):
+            images = images[:-1]
+            end = spans[len(images)][0]
         return MllamaPlan(
             key=sample.key,
-            tokens=tokens,
-            labels=shifted_labels(tokens, supervised),
-            images=tuple(
-                PlannedMllamaImage(name=name, canvas=self._canvas(store, name)) for name in names
-            ),
+            tokens=tokens[:end],
+            labels=shifted_labels(tokens[:end], supervised[:end]),
+            images=images,
         )
+
+    def _images(
+        self, sample: Sample, count: int, store: ImageStore
+    ) -> tuple[PlannedMllamaImage, ...]:
+        """Plans the first images of a sample."""
+        most = self.max_tiles_of(sample)
+        return tuple(
+            PlannedMllamaImage(name=name, max_tiles=most, canvas=self._canvas(store, name, most))
+            for name in sample.images[:count]
+        )
+
+    def _image_places(self, ids: np.ndarray) -> list[int]:
+        return [int(place) for place in np.flatnonzero(ids == self.assets.image_token_id)]
 
     def _tokenize(self, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids int64 [length] of these turns, and whether each is learnt."""
         template = self.assets.template
         rendered = template.render([chat_message(turn.role, turn.text) for turn in turns])
         ids, supervised = tokenize_conversation(rendered, template.tokenizer, _IMAGE_TEXT)
-        found = int((ids == self.assets.image_token_id).sum())
+        found = len(self._image_places(ids))
         if found != _placeholders(turns):
             raise BadSample(
                 Reason.TEMPLATE_CHANGES,
@@ -139,9 +171,9 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
             )
         return ids, supervised
 
-    def _canvas(self, store: ImageStore, name: str) -> Canvas:
+    def _canvas(self, store: ImageStore, name: str, max_tiles: int) -> Canvas:
         width, height = image_size(store, name, self.config.max_image_pixels)
-        return choose_canvas(width, height, self.assets.tile_size, self.max_tiles)
+        return choose_canvas(width, height, self.assets.tile_size, max_tiles)
 
     def _no_tiles(self) -> np.ndarray:
         size = self.assets.tile_size

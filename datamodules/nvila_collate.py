@@ -38,7 +38,18 @@ class NvilaCollator(TextRows):
             The text as `TextRows.join` gives it, and tiles uint8 [n, 3, H, W], of all samples in
             order.
         """
-        return {
-            **self.join(samples),
-            "tiles": torch.from_numpy(np.concatenate([sample.tiles for sample in samples])),
-        }
+        return {**self.join(samples), "tiles": _tiles(samples)}
+
+    def packed(self, rows: Sequence[Sequence[NvilaSample]]) -> dict[str, Any]:
+        """Builds a micro-batch of packed rows.
+
+        Returns:
+            The text as `TextRows.pack` gives it, and tiles uint8 [n, 3, H, W], of all samples in
+            order.
+        """
+        text, _ = self.pack(rows)
+        return {**text, "tiles": _tiles([sample for row in rows for sample in row])}
+
+
+def _tiles(samples: Sequence[NvilaSample]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([sample.tiles for sample in samples]))

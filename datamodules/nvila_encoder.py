@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
+from datamodules.document import Span, cut_position, tokenize_document
 from datamodules.encoder import ConversationEncoder, EncodingPlan
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.nvila_assets import NvilaAssets, load_nvila_assets, nvila_message
@@ -18,6 +19,7 @@ from models.nvila.hf_code.prompt_nvila_lite import (
 )
 from models.nvila.hf_code.tiling_nvila_lite import cut_tiles, tile_count
 from sample_loaders.conversation import ConversationSample, Turn
+from sample_loaders.document import DocumentSample
 from sample_loaders.errors import BadSample, Reason
 
 # The newline after a tile belongs to the image, so it is no part of an answer either.
@@ -54,7 +56,8 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
 
     A sample that is too long first gets smaller tile grids, the same bound for all of its images
     and no image ever without a tile, then loses whole questions with their answers from the end.
-    Half an image or half a turn never goes in. All of this happens before an image is decoded.
+    Half an image or half a turn never goes in. A document loses its end. All of this happens before
+    an image is decoded.
 
     Args:
         config: How to encode; `max_tiles` does not count the thumbnail.
@@ -100,7 +103,7 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
         return load_nvila_assets(self.config.assets)
 
     def _plan(self, sample: ConversationSample, store: ImageStore) -> NvilaPlan:
-        sizes = [image_size(store, name, self.config.max_image_pixels) for name in sample.images]
+        sizes = self._sizes(sample.images, store)
         turns: Sequence[Turn] = sample.turns
         plan = self._fit(sample, turns, sizes)
         while plan is None:
@@ -116,20 +119,60 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
     ) -> NvilaPlan | None:
         """Plans these turns with the largest grids that fit, or None if none do."""
         used = _placeholders(turns)
-        grids = self._tile_counts(sizes[:used], self.max_tiles)
-        plan = self._plan_turns(sample, turns, grids, self.max_tiles)
-        if plan.length <= self.config.seq_length:
+        largest = self.max_tiles_of(sample)
+        grids = self._tile_counts(sizes[:used], largest)
+        plan = self._plan_turns(sample, turns, grids, largest)
+        if self.fits(plan.length, plan.tiles):
             return plan
         # A tile more or less is its image positions, its closing newline and its line of text.
         positions = self.assets.tokens_per_tile + 2
-        for max_tiles in range(self.max_tiles - 1, 0, -1):
+        for max_tiles in range(largest - 1, 0, -1):
             smaller = self._tile_counts(sizes[:used], max_tiles)
             length = plan.length - (sum(grids) - sum(smaller)) * positions
-            if length <= self.config.seq_length:
+            if self.fits(length, sum(smaller)):
                 fitted = self._plan_turns(sample, turns, smaller, max_tiles)
                 assert fitted.length == length, f"{fitted.length} positions, foretold {length}"
                 return fitted
         return None
+
+    def _plan_document(self, sample: DocumentSample, store: ImageStore) -> NvilaPlan:
+        """Cuts the end off, with whole images; grids get smaller only where no text would stay."""
+        sizes = self._sizes(sample.images, store)
+        for max_tiles in range(self.max_tiles_of(sample), 0, -1):
+            plan = self._plan_text(sample, self._tile_counts(sizes, max_tiles), max_tiles)
+            if (plan.labels != IGNORED).any():
+                return plan
+        raise BadSample(
+            Reason.TOO_LONG,
+            f"The first image leaves no room for text in seq_length={self.config.seq_length} "
+            f"positions.",
+        )
+
+    def _plan_text(self, sample: DocumentSample, tiles: Sequence[int], max_tiles: int) -> NvilaPlan:
+        assets = self.assets
+        text = expand_images(sample.text, tiles)
+        ids, supervised = tokenize_document(text, assets.tokenizer, _TILE_TEXT)
+        tokens, origin = expand_tile_tokens(
+            ids, assets.image_token_id, assets.newline_token_id, assets.tokens_per_tile
+        )
+        spans = _image_spans(ids, origin, tiles, assets.image_token_id)
+        end = cut_position(len(tokens), self.config.seq_length, spans)
+        kept = sum(stop <= end for _, stop in spans)
+        while not self.fits(end, sum(tiles[:kept])):
+            kept -= 1
+            end = spans[kept][0]
+        return NvilaPlan(
+            key=sample.key,
+            tokens=tokens[:end],
+            labels=shifted_labels(tokens[:end], supervised[origin][:end]),
+            images=tuple(
+                PlannedNvilaImage(name=name, max_tiles=max_tiles, tiles=count)
+                for name, count in zip(sample.images[:kept], tiles[:kept], strict=True)
+            ),
+        )
+
+    def _sizes(self, names: Sequence[str], store: ImageStore) -> list[tuple[int, int]]:
+        return [image_size(store, name, self.config.max_image_pixels) for name in names]
 
     def _tile_counts(self, sizes: Sequence[tuple[int, int]], max_tiles: int) -> list[int]:
         tile_size = self.assets.tile_size
@@ -165,6 +208,27 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
                 for name, count in zip(names, tiles, strict=True)
             ),
         )
+
+
+def _image_spans(
+    ids: np.ndarray, origin: np.ndarray, tiles: Sequence[int], image_token_id: int
+) -> list[Span]:
+    """Finds the positions of each image, from its first tile to the newline that closes its last.
+
+    Args:
+        ids: Token ids int64 [length] with one image id per tile.
+        origin: For every position, which of the ids it came from.
+        tiles: Tiles of each image.
+        image_token_id: Id of a tile.
+    """
+    (places,) = np.nonzero(ids == image_token_id)
+    assert len(places) == sum(tiles), f"{len(places)} tiles of {sum(tiles)}"
+    starts, stops = np.searchsorted(origin, places), np.searchsorted(origin, places, side="right")
+    ends = np.cumsum(tiles)
+    return [
+        (int(starts[end - count]), int(stops[end - 1]))
+        for end, count in zip(ends, tiles, strict=True)
+    ]
 
 
 def _placeholders(turns: Sequence[Turn]) -> int:

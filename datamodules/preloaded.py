@@ -6,8 +6,10 @@ from typing import Any
 from nemo.lightning.data import WrappedDataLoader
 
 from datamodules.blend import Blend, check_weights
-from datamodules.conversation_module import ConversationDataModule
+from datamodules.conversation_module import ConversationDataModule, data_parallel_place
 from datamodules.dataset import EvaluationSamples, Source, TrainingSamples
+from datamodules.lanes import LaneState
+from datamodules.packed_batches import PackedBatches, PackedStream, PackingSettings
 from datamodules.split import SPLIT_PARTS, as_list, check_fractions, open_sources, split_sources
 
 
@@ -40,12 +42,16 @@ class PreloadedDataModule(ConversationDataModule):
         max_tiles: Largest number of tiles of an image, a thumbnail not counted; None takes what
             the model's configuration says.
         num_workers: Worker processes of each loader.
+        packing_buffer_size: Pack several samples into every row of training, chosen from so many;
+            None gives every sample a row.
+        max_tiles_per_row: No row has more tiles than this in all; None for no bound.
         seed: Chooses the order of training.
         shuffle: False walks the training files in file order.
         pad_to_multiple_of: Row lengths are rounded up to this.
         pad_to_seq_length: True makes every row `seq_length` long.
         bad_sample_file: File that samples which cannot be used are listed in; None only counts.
         max_bad_samples_in_a_row: One more in a row, of one reader, stops the run.
+        read_timeout_seconds: A read that takes longer ends the run; None for no bound.
         pin_memory: Whether loaders pin their tensors, for faster copies to a GPU.
         tokenizer: Not used, the one in `assets` is; NeMo's training functions set and read it.
 
@@ -70,12 +76,15 @@ class PreloadedDataModule(ConversationDataModule):
         global_batch_size: int = 8,
         max_tiles: int | None = None,
         num_workers: int = 2,
+        packing_buffer_size: int | None = None,
+        max_tiles_per_row: int | None = None,
         seed: int = 1234,
         shuffle: bool = True,
         pad_to_multiple_of: int = 8,
         pad_to_seq_length: bool = False,
         bad_sample_file: str | None = None,
         max_bad_samples_in_a_row: int = 100,
+        read_timeout_seconds: float | None = 600.0,
         pin_memory: bool = False,
         tokenizer: Any = None,
     ) -> None:
@@ -95,19 +104,23 @@ class PreloadedDataModule(ConversationDataModule):
         self.global_batch_size = global_batch_size
         self.max_tiles = max_tiles
         self.num_workers = num_workers
+        self.packing_buffer_size = packing_buffer_size
+        self.max_tiles_per_row = max_tiles_per_row
         self.seed = seed
         self.shuffle = shuffle
         self.pad_to_multiple_of = pad_to_multiple_of
         self.pad_to_seq_length = pad_to_seq_length
         self.bad_sample_file = bad_sample_file
         self.max_bad_samples_in_a_row = max_bad_samples_in_a_row
+        self.read_timeout_seconds = read_timeout_seconds
         self.pin_memory = pin_memory
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()
         self.data_sampler = self.make_sampler()
         self._sources: dict[str, list[Source]] | None = None
-        self._resumed_order: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
+        self._packed: PackedBatches | None = None
 
     def setup(self, stage: str = "") -> None:
         """Opens the files and the tokenizer; a second call does nothing.
@@ -135,10 +148,10 @@ class PreloadedDataModule(ConversationDataModule):
         if self.split is not None:
             sources = split_sources(sources["train"], self.split, self.split_seed)
         self._encoder, self._sources = encoder, sources
-        if self._resumed_order is not None:
-            self._check_order(self._resumed_order)
+        if self._resumed is not None:
+            self._check_order(self._resumed["order"])
 
-    def train_dataloader(self) -> WrappedDataLoader:
+    def train_dataloader(self) -> WrappedDataLoader | PackedBatches:
         """Returns the loader of training, which NeMo's sampler starts at the consumed samples."""
         sources = self._part("train")
         if not sources:
@@ -146,9 +159,13 @@ class PreloadedDataModule(ConversationDataModule):
         # Only here: a loader made later, for validation, must not move where counting began.
         self.count_from(self.trainer.global_step)
         samples = TrainingSamples(
-            sources, self._blend(sources), self.encoder, self.bad_sample_log()
+            sources, self._blend(sources), self.encoder, self.bad_sample_log(), self.read_watch()
         )
-        return self._loader(samples, "train")
+        if self.packing_buffer_size is None:
+            return self._loader(samples, "train")
+        if self._packed is None:
+            self._packed = self._pack(samples, self.packing_buffer_size)
+        return self._packed
 
     def val_dataloader(self) -> WrappedDataLoader | list:
         """Returns the loader of validation, or none."""
@@ -160,7 +177,11 @@ class PreloadedDataModule(ConversationDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns how many samples were consumed, and what their order depends on."""
-        return {"consumed_samples": self.consumed_samples(), "order": self._order()}
+        return {
+            "consumed_samples": self.consumed_samples(),
+            "order": self._order(),
+            "lanes": self._lane_states(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues where a checkpoint stopped.
@@ -168,7 +189,8 @@ class PreloadedDataModule(ConversationDataModule):
         Raises:
             ValueError: The order of samples is not the one that the checkpoint counted in.
         """
-        self._resumed_order = state_dict["order"]
+        self._resumed = state_dict
+        self._packed = None
         if self._sources is not None:
             self._check_order(state_dict["order"])
         self.continue_after(state_dict)
@@ -214,7 +236,7 @@ class PreloadedDataModule(ConversationDataModule):
         if not sources:
             return []
         samples = EvaluationSamples(
-            sources, self.encoder, self.bad_sample_log(), self.global_batch_size
+            sources, self.encoder, self.bad_sample_log(), self.global_batch_size, self.read_watch()
         )
         # In NeMo's modes "test" and "predict" a sampler deals out uneven batches; here the
         # samples are filled up to whole batches, which only "validation" relies on.
@@ -230,9 +252,55 @@ class PreloadedDataModule(ConversationDataModule):
             collate_fn=self.collator(),
         )
 
+    def _pack(self, samples: TrainingSamples, buffer_size: int) -> PackedBatches:
+        place = data_parallel_place()
+        settings = PackingSettings(
+            rows_per_step=self.global_batch_size,
+            rows_per_micro_batch=self.micro_batch_size,
+            rank=place.rank,
+            ranks=place.size,
+            buffer_size=buffer_size,
+            room=self.room(),
+            seed=self.seed,
+        )
+        states = {}
+        if self._resumed is not None:
+            states = {
+                lane: LaneState(rows=rows, drawn=drawn, waiting=tuple(waiting))
+                for lane, (rows, drawn, waiting) in enumerate(self._resumed["lanes"])
+            }
+        stream = PackedStream(
+            samples, self.collator(), settings, states, decode_log=self.bad_sample_log()
+        )
+        return PackedBatches(stream, num_workers=self.num_workers, pin_memory=self.pin_memory)
+
+    def _lane_states(self) -> list[tuple[int, int, list[int]]] | None:
+        """Where all lanes of all ranks stand; all ranks must call this."""
+        if self._packed is None:
+            return None if self._resumed is None else self._resumed["lanes"]
+        mine = self._packed.states_after(self.trainer.global_step - self.init_global_step)
+        every: dict[int, LaneState] = {}
+        for states in data_parallel_place().gather(mine):
+            every |= states
+        assert sorted(every) == list(range(self.global_batch_size))
+        return [
+            (state.rows, state.drawn, list(state.waiting))
+            for _, state in sorted(every.items(), key=lambda item: item[0])
+        ]
+
     def _order(self) -> dict[str, Any]:
         """All that the order of training depends on, as plain data."""
+        packing = None
+        if self.packing_buffer_size is not None:
+            packing = {
+                "packing_buffer_size": self.packing_buffer_size,
+                "global_batch_size": self.global_batch_size,
+                "seq_length": self.seq_length,
+                "max_tiles": self.max_tiles,
+                "max_tiles_per_row": self.max_tiles_per_row,
+            }
         return {
+            "packing": packing,
             "sizes": [len(source) for source in self._part("train")],
             "weights": self.weights,
             "seed": self.seed,
@@ -244,8 +312,8 @@ class PreloadedDataModule(ConversationDataModule):
     def _check_order(self, saved: dict[str, Any]) -> None:
         current = self._order()
         for name, value in saved.items():
-            if current[name] != value:
+            if current.get(name) != value:
                 raise ValueError(
                     f"The checkpoint was made with {name}={value} of the training data, but now it "
-                    f"is {current[name]}, and the sample order could not be continued."
+                    f"is {current.get(name)}, and the sample order could not be continued."
                 )

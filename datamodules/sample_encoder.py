@@ -6,14 +6,26 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from datamodules.collate import Encoded
-from datamodules.encoder import EncoderConfig
+from datamodules.encoder import EncoderConfig, EncodingPlan
 from datamodules.images import ImageStore
 from datamodules.mllama_encoder import MllamaEncoder
 from datamodules.nvila_encoder import NvilaEncoder
 from models.checkpoint_paths import find_assets
-from sample_loaders.conversation import ConversationSample
+from sample_loaders.document import Sample as RawSample
 
-Sample = TypeVar("Sample", bound=Encoded)
+Sample = TypeVar("Sample", bound=Encoded, covariant=True)
+
+
+class Collator(Protocol):
+    """Makes micro-batches."""
+
+    def __call__(self, samples: Sequence[Any]) -> dict[str, Any]:
+        """Builds a micro-batch of samples, one in a row."""
+        ...
+
+    def packed(self, rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+        """Builds a micro-batch of rows of several samples."""
+        ...
 
 
 class SampleEncoder(Protocol[Sample]):
@@ -32,7 +44,7 @@ class SampleEncoder(Protocol[Sample]):
         """
         ...
 
-    def encode(self, sample: ConversationSample, images: ImageStore | None = None) -> Sample:
+    def encode(self, sample: RawSample, images: ImageStore | None = None) -> Sample:
         """Encodes a sample.
 
         Raises:
@@ -40,7 +52,23 @@ class SampleEncoder(Protocol[Sample]):
         """
         ...
 
-    def length(self, sample: ConversationSample, images: ImageStore | None = None) -> int:
+    def plan(self, sample: RawSample, images: ImageStore | None = None) -> EncodingPlan:
+        """Does everything that needs no pixels.
+
+        Raises:
+            BadSample: The sample cannot be used.
+        """
+        ...
+
+    def decode(self, plan: Any, images: ImageStore | None = None) -> Sample:
+        """Adds the pixels to a plan.
+
+        Raises:
+            BadSample: An image is damaged.
+        """
+        ...
+
+    def length(self, sample: RawSample, images: ImageStore | None = None) -> int:
         """Returns the number of positions, reading no more of an image than its header.
 
         Raises:
@@ -52,9 +80,7 @@ class SampleEncoder(Protocol[Sample]):
         """Makes a sample of one pad token, without label and image."""
         ...
 
-    def collator(
-        self, pad_to_multiple_of: int, fixed_length: int | None
-    ) -> Callable[[Sequence[Sample]], dict[str, Any]]:
+    def collator(self, pad_to_multiple_of: int, fixed_length: int | None) -> Collator:
         """Makes what joins samples to micro-batches."""
         ...
 
@@ -66,18 +92,29 @@ _ENCODERS: dict[str, Callable[[EncoderConfig], SampleEncoder[Any]]] = {
 }
 
 
-def open_encoder(assets: str, seq_length: int, max_tiles: int | None = None) -> SampleEncoder[Any]:
+def open_encoder(
+    assets: str,
+    seq_length: int,
+    max_tiles: int | None = None,
+    max_tiles_per_sample: int | None = None,
+) -> SampleEncoder[Any]:
     """Makes the encoder of the model that an assets folder belongs to.
 
     Args:
         assets: The folder, or a checkpoint or the folder of a run that has one.
         seq_length: No sample has more positions than this.
         max_tiles: Largest number of tiles of an image; None takes the model's own.
+        max_tiles_per_sample: No sample has more tiles than this in all; None for no bound.
 
     Raises:
         ValueError: An argument does not suit, or nothing here encodes for such a model.
     """
-    config = EncoderConfig(assets=assets, seq_length=seq_length, max_tiles=max_tiles)
+    config = EncoderConfig(
+        assets=assets,
+        seq_length=seq_length,
+        max_tiles=max_tiles,
+        max_tiles_per_sample=max_tiles_per_sample,
+    )
     path = Path(find_assets(assets)) / "config.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,7 +1,9 @@
 """From a data loader's micro-batch to tensors on the device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from megatron.core.packed_seq_params import PackedSeqParams
 
 
 def take_batch(dataloader_iter: Iterator, device_keys: Sequence[str]) -> dict[str, Any]:
@@ -18,3 +20,21 @@ def take_batch(dataloader_iter: Iterator, device_keys: Sequence[str]) -> dict[st
         if batch.get(key) is not None:
             moved[key] = batch[key].cuda(non_blocking=True)
     return moved
+
+
+def packed_sequences(batch: Mapping[str, Any]) -> PackedSeqParams | None:
+    """Return where the sequences of packed rows begin and end; None for a batch that has none.
+
+    Args:
+        batch: with cu_seqlens int32[n + 1] on the device and max_seqlen, where rows are packed.
+    """
+    cu_seqlens = batch.get("cu_seqlens")
+    if cu_seqlens is None:
+        return None
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=batch["max_seqlen"],
+        max_seqlen_kv=batch["max_seqlen"],
+    )

@@ -40,12 +40,14 @@ class ConversationSample:
         source: Names the file or data set that the record came from.
         turns: The conversation; the last turn is an answer.
         images: Image names in the order of their placeholders, over all turns.
+        max_tiles: No image takes more tiles than this; None leaves it to the model.
     """
 
     key: str
     source: str
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
+    max_tiles: int | None = None
 
 
 def parse_llava(record: object, key: str, source: str) -> ConversationSample:
@@ -54,7 +56,8 @@ def parse_llava(record: object, key: str, source: str) -> ConversationSample:
     The form is `{"image": str | list, "conversations": [{"from": ..., "value": ...}, ...]}`, with
     `images` as another name of `image`, and neither for text only. Any turn may hold any number
     of placeholders. A record with images and no placeholder at all, as some published files have
-    it, gets its placeholders at the front of the first user turn.
+    it, gets its placeholders at the front of the first user turn. `max_tiles` may bound the tiles
+    of an image.
 
     Args:
         record: The decoded JSON value.
@@ -68,10 +71,30 @@ def parse_llava(record: object, key: str, source: str) -> ConversationSample:
         raise BadSample(Reason.WRONG_TYPE, f"The record is a {_kind(record)}, not an object.")
     turns = _read_turns(record)
     _check_order(turns)
-    images = _read_images(record)
+    images = read_images(record)
     return ConversationSample(
-        key=key, source=source, turns=_place_images(turns, len(images)), images=images
+        key=key,
+        source=source,
+        turns=_place_images(turns, len(images)),
+        images=images,
+        max_tiles=read_max_tiles(record),
     )
+
+
+def read_max_tiles(record: Mapping[str, Any]) -> int | None:
+    """Reads the bound on the tiles of an image that a record may have.
+
+    Raises:
+        BadSample: It is no positive integer.
+    """
+    value = record.get("max_tiles")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BadSample(
+            Reason.WRONG_TYPE, f'"max_tiles" is {value!r}, but must be a positive integer.'
+        )
+    return value
 
 
 def _read_turns(record: Mapping[str, Any]) -> tuple[Turn, ...]:
@@ -130,7 +153,12 @@ def _check_order(turns: tuple[Turn, ...]) -> None:
         )
 
 
-def _read_images(record: Mapping[str, Any]) -> tuple[str, ...]:
+def read_images(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Reads the names of a record's images.
+
+    Raises:
+        BadSample: They are not names.
+    """
     given = [record[name] for name in ("image", "images") if record.get(name) is not None]
     if len(given) > 1:
         raise BadSample(Reason.WRONG_TYPE, 'The record has both "image" and "images".')

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sample_loaders.conversation import ConversationSample, parse_llava
+from sample_loaders.conversation import parse_llava
+from sample_loaders.document import Sample, parse_record
 from sample_loaders.errors import BadSample, Reason
 
 RECORD_PART = "json"
@@ -15,24 +16,25 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardSample:
-    """A conversation with its images.
+    """A conversation or a document with its images.
 
     Attributes:
-        conversation: The conversation; its image names are those of `images`.
+        sample: Its image names are those of `images`.
         images: By name: the bytes of the file as they are in the shard, or, where the data set
             decodes images itself, what it made of them.
     """
 
-    conversation: ConversationSample
+    sample: Sample
     images: Mapping[str, Any]
 
 
 def cook_parts(parts: Mapping[str, Any], key: str, source: str) -> ShardSample:
     """Reads a crude sample: `json`, and images as `jpg`, or `0.jpg`, `1.png`, ... in this order.
 
-    The JSON part is a LLaVA record or only its list of conversations. A record may name its images
-    anyhow, as their names are often paths of the place that it was packed from, but it must name
-    as many as there are; where the names are those of the parts, they choose the order.
+    The JSON part is a LLaVA record or only its list of conversations, or a document. A record may
+    name its images anyhow, as their names are often paths of the place that it was packed from, but
+    it must name as many as there are; where the names are those of the parts, they choose the
+    order.
 
     Args:
         parts: Bytes by the part's name, which is the file's name in the shard after its first dot;
@@ -52,7 +54,7 @@ def cook_parts(parts: Mapping[str, Any], key: str, source: str) -> ShardSample:
     )
     if isinstance(record, Mapping) and not named:
         record = {**record, "images": members}
-    sample = parse_llava(record, key, source)
+    sample = parse_record(record, key, source)
     if len(sample.images) != len(members):
         raise BadSample(
             Reason.IMAGE_COUNT,
@@ -61,7 +63,7 @@ def cook_parts(parts: Mapping[str, Any], key: str, source: str) -> ShardSample:
         )
     if set(sample.images) != set(members):
         sample = replace(sample, images=tuple(members))
-    return ShardSample(conversation=sample, images={name: parts[name] for name in members})
+    return ShardSample(sample=sample, images={name: parts[name] for name in members})
 
 
 def read_vqa(
@@ -103,7 +105,7 @@ def read_vqa(
     given = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
     images = {f"image {number}": value for number, value in enumerate(given)}
     record = {"conversations": turns, "images": list(images)}
-    return ShardSample(conversation=parse_llava(record, key, source), images=images)
+    return ShardSample(sample=parse_llava(record, key, source), images=images)
 
 
 def _is_image(name: str) -> bool:

@@ -15,6 +15,7 @@ class Reason(StrEnum):
     NOT_ALTERNATING = "not_alternating"
     NO_FINAL_ANSWER = "no_final_answer"
     EMPTY_ANSWER = "empty_answer"
+    EMPTY_DOCUMENT = "empty_document"
     IMAGE_COUNT = "image_count"
     CONTROL_TOKEN = "control_token"
     MARKER_CHARACTER = "marker_character"
@@ -23,6 +24,7 @@ class Reason(StrEnum):
     MISSING_IMAGE = "missing_image"
     UNREADABLE_IMAGE = "unreadable_image"
     TOO_MANY_PIXELS = "too_many_pixels"
+    HUNG_READ = "hung_read"
     TOO_LONG = "too_long"
     NO_SUPERVISED_TOKEN = "no_supervised_token"
 

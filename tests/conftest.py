@@ -1,7 +1,24 @@
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+
+
+def pytest_configure(config):
+    """Code of models is cached apart from the user's, and by each worker apart from the others.
+
+    transformers reads this when it is imported, and Python keeps the first folder that it imported
+    such code from.
+    """
+    config.modules_cache = tempfile.mkdtemp(prefix="modules_")
+    os.environ["HF_MODULES_CACHE"] = config.modules_cache
+
+
+def pytest_unconfigure(config):
+    shutil.rmtree(config.modules_cache, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):
@@ -90,10 +107,8 @@ def nano_processor(make_nano_config, nano_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def write_nano_directory(make_nano_model, nano_tokenizer, tmp_path_factory):
-    """Writes a directory as ``export`` does; its code is cached apart from the user's."""
-    import transformers.dynamic_module_utils
-
+def write_nano_directory(make_nano_model, nano_tokenizer):
+    """Writes a directory as ``export`` does."""
     from converters.hf_directory import write_assets, write_code
 
     def write(directory: Path, **options):
@@ -104,10 +119,7 @@ def write_nano_directory(make_nano_model, nano_tokenizer, tmp_path_factory):
         write_assets(directory, model.config, nano_tokenizer)
         return model
 
-    with pytest.MonkeyPatch.context() as patch:
-        cache = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", cache)
-        yield write
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.mllama.config import MllamaConfig
 from models.mllama.language import MllamaLanguageModel
-from models.mllama.visibility import HIDDEN, tile_visibility
+from models.mllama.visibility import HIDDEN, images_per_row, tile_visibility
 from models.mllama.vision import MllamaVisionModel
 from models.training_module import TrainingModule
 
@@ -109,6 +110,7 @@ class MCoreMllamaModel(MegatronModule):
         image_spans: Tensor | None = None,
         labels: Tensor | None = None,
         loss_mask: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Run this stage.
 
@@ -118,31 +120,31 @@ class MCoreMllamaModel(MegatronModule):
             tiles: uint8[t, 3, H, W], the filled tiles of all images of all samples in order.
             tiles_per_image: int64[i], in host memory.
             aspect_ratio_ids: int64[i].
-            images_per_sample: int64[b], in host memory.
+            images_per_sample: int64[b], in host memory; int64[n] of n packed sequences.
             image_spans: int64[i, 2], the positions [start, end) that see each image.
             labels: int64[b, s], already shifted; -100 where there is no loss.
             loss_mask: float[b, s], 1 where there is loss.
+            packed_seq_params: the sequences, when rows are packed (`thd`, b is 1).
 
         Returns:
             Text and vision tokens in one tensor on an inner stage; on the last one the logits
             float[b, s, vocabulary] without labels, and with labels the losses float[b, s] and the
             mask.
         """
+        cu_seqlens = None if packed_seq_params is None else packed_seq_params.cu_seqlens_q
         has_images = images_per_sample is not None and int(images_per_sample.sum()) > 0
         visibility = self._visibility(
-            has_images, tokens, image_spans, tiles_per_image, images_per_sample
+            has_images, tokens, image_spans, tiles_per_image, images_per_sample, cu_seqlens
         )
         hidden: Tensor | None = None
         context: Tensor | None = None
         if self.pre_process:
             hidden = self._embed(tokens, position_ids)
-            if visibility is not None:
-                images = (
-                    (tiles, tiles_per_image, aspect_ratio_ids)
-                    if has_images
-                    else self._blank_image(tokens)
-                )
-                context = self._context(self.encode_images(*images), images_per_sample, tokens)
+            if has_images:
+                images = self.encode_images(tiles, tiles_per_image, aspect_ratio_ids)
+                context = self._context(images, images_per_row(images_per_sample, cu_seqlens))
+            elif visibility is not None:
+                context = self._blank_context(tokens)
         else:
             context = self._receive(tokens.shape[1], visibility is not None)
         if labels is not None:
@@ -153,6 +155,7 @@ class MCoreMllamaModel(MegatronModule):
             attention_mask=None,
             decoder_input=hidden,
             labels=labels,
+            packed_seq_params=packed_seq_params,
             runtime_gather_output=labels is None,
             extra_block_kwargs={"context": context, "context_mask": visibility},
         )
@@ -177,6 +180,7 @@ class MCoreMllamaModel(MegatronModule):
         image_spans: Tensor | None,
         tiles_per_image: Tensor | None,
         images_per_sample: Tensor | None,
+        cu_seqlens: Tensor | None,
     ) -> Tensor | None:
         """Codes int8[b, s, tiles] for the layers; None: this batch needs no cross-attention."""
         slots = self.config.vision_transformer_config.max_num_tiles
@@ -185,7 +189,12 @@ class MCoreMllamaModel(MegatronModule):
             assert tiles_per_image is not None
             assert images_per_sample is not None
             return tile_visibility(
-                image_spans, tiles_per_image, images_per_sample, tokens.shape[1], slots
+                image_spans,
+                tiles_per_image,
+                images_per_sample,
+                tokens.shape[1],
+                slots,
+                cu_seqlens,
             )
         if self.training and torch.is_grad_enabled():
             # Data-parallel ranks reduce the gradients of every trainable parameter in step; a batch
@@ -195,11 +204,14 @@ class MCoreMllamaModel(MegatronModule):
             )
         return None
 
-    def _blank_image(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _blank_context(self, tokens: Tensor) -> Tensor:
+        """The vision tokens of a blank image in the first of these rows."""
         size = self.config.vision_transformer_config.image_size
-        tile = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=like.device)
+        tile = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=tokens.device)
         one = torch.ones(1, dtype=torch.int64)
-        return tile, one, one.to(like.device)
+        counts = torch.zeros(len(tokens), dtype=torch.int64)
+        counts[0] = 1
+        return self._context(self.encode_images(tile, one, one.to(tokens.device)), counts)
 
     def _embed(self, tokens: Tensor, position_ids: Tensor) -> Tensor:
         """int64[b, s] -> float[s, b, width], or [s / TP, b, width]."""
@@ -208,23 +220,18 @@ class MCoreMllamaModel(MegatronModule):
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden)
         return hidden
 
-    def _context(self, images: Tensor, images_per_sample: Tensor | None, tokens: Tensor) -> Tensor:
-        """Line the images of each sample up.
+    def _context(self, images: Tensor, counts: Tensor) -> Tensor:
+        """Line the images of each row up.
 
         Args:
             images: float[i, tokens, width].
-            images_per_sample: int64[b]; their sum is i, or 0 when `images` is the blank one.
-            tokens: int64[b, s].
+            counts: int64[b], images of each row, i in all; in host memory.
 
         Returns:
             float[vision tokens, b, width], or [vision tokens / TP, b, width].
         """
-        batch = tokens.shape[0]
-        counts = images_per_sample.tolist() if images_per_sample is not None else [0] * batch
-        if sum(counts) == 0:
-            counts = [1] + [0] * (batch - 1)
-        by_sample = pad_sequence(list(images.split(counts)), batch_first=True)
-        context = by_sample.flatten(1, 2).transpose(0, 1)
+        by_row = pad_sequence(list(images.split(counts.tolist())), batch_first=True)
+        context = by_row.flatten(1, 2).transpose(0, 1)
         multiple = _ALIGNMENT * self._sequence_parts()
         context = pad(context, (0, 0, 0, 0, 0, -len(context) % multiple)).contiguous()
         if self.config.sequence_parallel:

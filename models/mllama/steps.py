@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from models.batches import take_batch
+from models.batches import packed_sequences, take_batch
 
 # The counts (tiles_per_image, images_per_sample) stay in host memory: shapes depend on them, and
 # reading them from the device would make every micro-batch wait.
@@ -17,6 +17,7 @@ _DEVICE_KEYS = (
     "tiles",
     "aspect_ratio_ids",
     "image_spans",
+    "cu_seqlens",
 )
 
 
@@ -37,4 +38,5 @@ def mllama_forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
         image_spans=batch["image_spans"],
         labels=batch.get("labels"),
         loss_mask=batch.get("loss_mask"),
+        packed_seq_params=packed_sequences(batch),
     )

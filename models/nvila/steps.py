@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from models.batches import take_batch
+from models.batches import packed_sequences, take_batch
 
-_DEVICE_KEYS = ("tokens", "position_ids", "labels", "loss_mask", "tiles")
+_DEVICE_KEYS = ("tokens", "position_ids", "labels", "loss_mask", "tiles", "cu_seqlens")
 
 
 def nvila_data_step(dataloader_iter: Iterator) -> dict[str, Any]:
@@ -23,5 +23,5 @@ def nvila_forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
         tiles=batch.get("tiles"),
         labels=batch.get("labels"),
         loss_mask=batch.get("loss_mask"),
-        packed_seq_params=batch.get("packed_seq_params"),
+        packed_seq_params=packed_sequences(batch),
     )

@@ -28,7 +28,8 @@ from nemo.utils import AppState  # noqa: E402
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer  # noqa: E402
 
 from datamodules import energon  # noqa: E402
-from datamodules.energon import DataParallelPlace, EnergonDataModule  # noqa: E402
+from datamodules.conversation_module import DataParallelPlace  # noqa: E402
+from datamodules.energon import EnergonDataModule  # noqa: E402
 
 
 def trainer_at(global_step=0, **limits):
@@ -110,8 +111,15 @@ def world(settings, ranks, step=0, saved=None, **changes):
 def resumes(settings):
     """Stops after each number of steps, and goes on."""
     found = {}
-    for ranks, workers in ((1, 0), (1, 2), (2, 0), (2, 2)):
-        options = {"ranks": ranks, "num_workers": workers}
+    for ranks, workers, packing in (
+        (1, 0, None),
+        (1, 2, None),
+        (2, 0, None),
+        (2, 2, None),
+        (1, 2, 4),
+        (2, 0, 4),
+    ):
+        options = {"ranks": ranks, "num_workers": workers, "packing_buffer_size": packing}
         expected = [read(data, 6) for data in world(settings, **options)]
         for stop in (0, 1, 2, 4):
             first = world(settings, **options)
@@ -122,7 +130,8 @@ def resumes(settings):
             second = world(settings, **options, step=stop, saved=saved)
             again = save(second, ranks, stop)
             after = [read(data, 6 - stop) for data in second]
-            found[f"{ranks} ranks, {workers} workers, {stop} steps"] = {
+            name = f"{ranks} ranks, {workers} workers, buffer of {packing}, {stop} steps"
+            found[name] = {
                 "expected": expected,
                 "found": [one + two for one, two in zip(before, after, strict=True)],
                 "consumed": saved["consumed_samples"],
@@ -160,6 +169,7 @@ def refusals(settings):
         "path": settings["other"],
         "micro_batch_size": 1,
         "shuffle_buffer_size": 3,
+        "packing_buffer_size": 4,
         "max_samples_per_sequence": None,
     }
     for name, value in changes.items():

@@ -123,3 +123,46 @@ def test_mllama_batch_without_images():
     assert batch["tiles"].dtype == torch.uint8
     assert batch["images_per_sample"].tolist() == [0, 0]
     assert batch["image_spans"].dtype == torch.int64
+
+
+def test_packed_rows():
+    rows = [
+        [sample("a", [1, 2, 3], [2, -100, -100], 2), sample("bb", [4, 5], [5, -100], 1)],
+        [sample("ccc", [6, 7, 8, 9], [7, 8, 9, -100])],
+    ]
+    batch = NvilaCollator(pad_token_id=0, pad_to_multiple_of=4).packed(rows)
+    # The longer row has 5 places, rounded up to 8; what is left of each is a sequence of its own.
+    assert batch["tokens"].tolist() == [[1, 2, 3, 4, 5, 0, 0, 0, 6, 7, 8, 9, 0, 0, 0, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3]]
+    ignored = -100
+    assert batch["labels"].tolist() == [
+        [2, ignored, ignored, 5, *[ignored] * 4, 7, 8, 9, *[ignored] * 5]
+    ]
+    assert batch["loss_mask"].tolist() == [[1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0]]
+    assert batch["cu_seqlens"].tolist() == [0, 3, 5, 8, 12, 16]
+    assert batch["cu_seqlens"].dtype == torch.int32
+    assert batch["max_seqlen"] == 4
+    assert batch["tiles"][:, 0, 0, 0].tolist() == [1, 1, 2]
+    assert batch["sample_keys"] == ["a", "bb", "ccc"]
+
+
+def test_packed_row_that_is_full_has_no_rest():
+    batch = NvilaCollator(pad_token_id=0, fixed_length=8).packed(
+        [[sample("a", [1] * 5, [-100] * 5), sample("b", [2] * 3, [-100] * 3)]]
+    )
+    assert batch["cu_seqlens"].tolist() == [0, 5, 8]
+    assert batch["tokens"].shape == (1, 8)
+
+
+def test_packed_mllama_rows():
+    rows = [
+        [mllama_sample("two", 6, [(1, 4), (4, 6)], [4, 1]), mllama_sample("text", 3)],
+        [mllama_sample("one", 2, [(0, 2)], [2]), mllama_sample("more", 5, [(2, 5)], [1])],
+    ]
+    batch = MllamaCollator(pad_token_id=9, pad_to_multiple_of=4).packed(rows)
+    assert batch["cu_seqlens"].tolist() == [0, 6, 9, 12, 14, 19, 24]
+    assert batch["images_per_sample"].tolist() == [2, 0, 0, 1, 1, 0]
+    assert batch["image_spans"].tolist() == [[1, 4], [4, 6], [12, 14], [16, 19]]
+    assert batch["tiles_per_image"].tolist() == [4, 1, 2, 1]
+    assert batch["tiles"][:, 2, 3, 3].tolist() == [1, 1, 1, 1, 4, 0, 0, 2]
+    assert batch["image_spans"].dtype == torch.int64

@@ -12,6 +12,7 @@ from datamodules.bad_samples import BadSampleLog, TooManyBadSamples, count_bad_s
 from datamodules.energon_loaders import evaluation_batches, training_batches
 from datamodules.energon_shards import open_shards
 from datamodules.energon_task import ConversationTask
+from datamodules.packing import Room
 from datamodules.sample_encoder import open_encoder
 
 data = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("energon_data.py"))))
@@ -66,9 +67,17 @@ def make(encoder):
             max_samples_per_sequence=4 if training else None,
         )
         collate = options.pop("encoder", encoder).collator(8, None)
-        task = ConversationTask(encoder, collate, log, fill=not training)
+        task = ConversationTask(
+            encoder,
+            collate,
+            log,
+            fill=not training,
+            room=Room(positions=128),
+            decode_log=options.pop("decode_log", log),
+        )
         if training:
-            options = {"shuffle_buffer_size": 6, "remembered": 8, **options}
+            defaults = {"shuffle_buffer_size": 6, "packing_buffer_size": None, "remembered": 8}
+            options = defaults | options
             return training_batches(shards, task, config, micro_batch_size=MICRO_BATCH, **options)
         return evaluation_batches(
             shards, task, config, micro_batch_size=MICRO_BATCH, **{"multiple_of": 1, **options}
@@ -111,25 +120,35 @@ def test_ranks_and_workers_share_no_sample(make, crude, train_keys):
         assert seen[0] | seen[1] == set(train_keys)
 
 
-@pytest.mark.parametrize("workers", [0, 2, 3])
-def test_resume_goes_on_with_the_very_next_sample(make, crude, workers):
-    total = 30
-    expected = read(make(crude, workers=workers), total)
-    for stop in (0, 1, 2, 5, 11, 12, 24):
-        loader = make(crude, workers=workers)
+@pytest.mark.parametrize(
+    ("ranks", "workers"), [(1, 0), (1, 1), (1, 3), (2, 0), (2, 3), (4, 1), (4, 3)]
+)
+@pytest.mark.parametrize("packing", [None, 5])
+def test_resume_goes_on_with_the_very_next_sample(make, crude, ranks, workers, packing):
+    total = 14 if ranks > 1 else 30
+    options = {
+        "rank": ranks - 1,
+        "ranks": ranks,
+        "workers": workers,
+        "packing_buffer_size": packing,
+    }
+    expected = read(make(crude, **options), total)
+    for stop in (1, 5, 11) if ranks > 1 else (0, 1, 2, 5, 11, 12, 24):
+        loader = make(crude, **options)
         assert read(loader, stop) == expected[:stop]
         place = loader.place_after(stop)
-        resumed = make(crude, workers=workers, start=place)
+        resumed = make(crude, **options, start=place)
         assert resumed.place_after(0) == place
         rest = read(resumed, total - stop)
         assert rest == expected[stop:], f"{workers} workers, stopped after {stop}"
 
 
-def test_resume_of_a_resumed_run_before_every_worker_has_had_its_turn(make, crude):
-    expected = read(make(crude, workers=3), 20)
+@pytest.mark.parametrize("packing", [None, 5])
+def test_resume_of_a_resumed_run_before_every_worker_has_had_its_turn(make, crude, packing):
+    expected = read(make(crude, workers=3, packing_buffer_size=packing), 20)
     place = None
     for number, keys in enumerate(expected):
-        loader = make(crude, workers=3, start=place)
+        loader = make(crude, workers=3, packing_buffer_size=packing, start=place)
         assert read(loader, 1) == [keys], number
         place = loader.place_after(1)
 
@@ -143,6 +162,39 @@ def test_place_of_an_earlier_micro_batch_can_be_told(make, crude):
         assert read(resumed, 6) == expected[10 - back : 16 - back]
     with pytest.raises(AssertionError):
         loader.place_after(5)
+
+
+def test_packed_rows_lose_and_repeat_nothing(make, crude, train_keys):
+    loader = make(crude, packing_buffer_size=5, shuffle_buffer_size=0)
+    batches = iter(loader)
+    keys = []
+    while len(keys) < 3 * TRAIN:
+        batch = next(batches)
+        bounds = batch["cu_seqlens"].tolist()
+        assert batch["tokens"].shape[1] <= MICRO_BATCH * 128
+        assert bounds[-1] == batch["tokens"].shape[1]
+        keys += batch["sample_keys"]
+    # All but those that wait in the buffer have come as often as there were epochs.
+    counts = [keys.count(key) for key in train_keys]
+    assert set(keys) == set(train_keys)
+    assert max(counts) - min(counts) <= 2
+    assert sum(counts) == len(keys)
+
+
+def test_a_damaged_image_makes_a_packed_row_shorter(make, tmp_path):
+    samples = [data.good_sample(number) for number in range(12)]
+    damaged = [sample for sample in samples if "jpg" in sample][::2]
+    for sample in damaged:
+        sample["jpg"] = sample["jpg"][:400]
+    folder = data.write_set(tmp_path / "some", {"train": samples})
+    log = BadSampleLog(tmp_path / "bad.jsonl", 100)
+    loader = make(folder, packing_buffer_size=4, log=log, decode_log=log)
+    keys = flat(read(loader, 12))
+    names = {sample["__key__"] for sample in damaged}
+    assert {key.rpartition("/")[2] for key in keys} == {
+        sample["__key__"] for sample in samples
+    } - names
+    assert set(count_bad_samples(tmp_path / "bad.jsonl")) == {(folder, "unreadable_image")}
 
 
 def test_asking_again_for_an_iterator_goes_on(make, crude):
@@ -188,13 +240,15 @@ def test_blends_follow_their_weights(make, blend, crude):
         assert abs(found - share) < 0.075, (paths, weights)
 
 
-def test_blend_resumes_exactly(make, blend):
+@pytest.mark.parametrize("packing", [None, 5])
+def test_blend_resumes_exactly(make, blend, packing):
     _, file = blend
     for workers in (0, 2):
-        expected = read(make(file, workers=workers), 30)
-        loader = make(file, workers=workers)
+        options = {"workers": workers, "packing_buffer_size": packing}
+        expected = read(make(file, **options), 30)
+        loader = make(file, **options)
         read(loader, 13)
-        resumed = make(file, workers=workers, start=loader.place_after(13))
+        resumed = make(file, **options, start=loader.place_after(13))
         assert read(resumed, 17) == expected[13:]
 
 

@@ -14,6 +14,7 @@ from datamodules.energon_loaders import evaluation_batches
 from datamodules.energon_shards import open_shards
 from datamodules.energon_task import ConversationTask
 from datamodules.images import ImageFolder
+from datamodules.packing import Room
 from datamodules.sample_encoder import open_encoder
 from sample_loaders.conversation import parse_llava
 
@@ -51,7 +52,14 @@ def test_shards_and_files_make_the_same_micro_batches(encoder, tmp_path, form):
     collate = encoder.collator(8, None)
     found = evaluation_batches(
         open_shards([shards], None, "val", config, training=False),
-        ConversationTask(encoder, collate, BadSampleLog(None, 0), fill=True),
+        ConversationTask(
+            encoder,
+            collate,
+            BadSampleLog(None, 0),
+            fill=True,
+            room=Room(positions=128),
+            decode_log=BadSampleLog(None, 0),
+        ),
         config,
         micro_batch_size=MICRO_BATCH,
         multiple_of=1,

@@ -84,7 +84,7 @@ def observed(settings):
 
 
 def test_resume_goes_on_with_the_next_sample_on_every_rank(observed):
-    assert len(observed["resumes"]) == 16
+    assert len(observed["resumes"]) == 24
     for name, run in observed["resumes"].items():
         assert run["found"] == run["expected"], name
         assert run["consumed"] == int(name.split()[-2]) * GLOBAL_BATCH

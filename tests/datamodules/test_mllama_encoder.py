@@ -326,3 +326,17 @@ def test_image_spans_of_the_encoder_are_positions_of_its_ids(make_llama_encoder,
         [first, third],
         [second, third],
     ]
+
+
+def test_tile_budget_takes_whole_questions(make_llama_encoder, make_record):
+    record = make_record("<image>\nQ", "A", "<image>\nR", "B", image=["wide.png", "wide.png"])
+    whole = make_llama_encoder().encode(parsed(record))
+    tiles = whole.tiles_per_image.tolist()
+    assert tiles[0] == tiles[1] > 1
+    cut = make_llama_encoder(max_tiles_per_sample=2 * tiles[0] - 1).encode(parsed(record))
+    assert cut.tiles_per_image.tolist() == tiles[:1]
+    with pytest.raises(BadSample, match=f"or more than {tiles[0] - 1} tiles") as raised:
+        make_llama_encoder(max_tiles_per_sample=tiles[0] - 1).encode(parsed(record))
+    assert raised.value.reason == Reason.TOO_LONG
+    small = make_llama_encoder().encode(parsed({**record, "max_tiles": 1}))
+    assert small.tiles_per_image.tolist() == [1, 1]

@@ -294,3 +294,13 @@ def test_encoder_can_be_pickled_before_and_after_use(make_encoder, make_record):
     for copy in (before, pickle.loads(pickle.dumps(encoder))):
         assert isinstance(copy, NvilaEncoder)
         assert (copy.encode(sample).tokens == expected.tokens).all()
+
+
+def test_tile_budget_makes_grids_smaller_before_questions_go(make_encoder, make_record):
+    record = make_record("<image>\nQ", "A", "<image>\nR", "B", image=["wide.png", "wide.png"])
+    assert len(make_encoder().encode(parsed(record)).tiles) == 8
+    assert len(make_encoder(max_tiles_per_sample=7).encode(parsed(record)).tiles) == 6
+    assert len(make_encoder(max_tiles_per_sample=2).encode(parsed(record)).tiles) == 2
+    assert len(make_encoder(max_tiles_per_sample=1).encode(parsed(record)).tiles) == 1
+    one = make_encoder().encode(parsed({**record, "max_tiles": 1}))
+    assert len(one.tiles) == 2

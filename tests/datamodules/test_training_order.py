@@ -129,7 +129,7 @@ def test_too_many_bad_samples_stop_the_run(make_samples, hopeless_file, workers,
 
 def test_errors_of_the_program_are_not_bad_samples(make_samples, monkeypatch):
     samples = make_samples()
-    monkeypatch.setattr(samples.encoder, "encode", lambda *_: 1 / 0)
+    monkeypatch.setattr(samples.encoder, "plan", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         samples[0]
 

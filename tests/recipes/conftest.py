@@ -115,7 +115,7 @@ def run_training(project_root, tmp_path_factory):
                 start_new_session=True,
             )
             try:
-                status = process.wait(timeout=800)
+                status = process.wait(timeout=1700)
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)

@@ -7,6 +7,9 @@ import pytest
 
 from recipes.steps_file import STEPS_FILE, read_steps
 
+# The first test of the file waits for all of its trainings.
+pytestmark = pytest.mark.timeout(3600)
+
 STEPS = 10
 FROZEN = ("align_tp2_sp", "align_dp2_overlapped", "align_dp2_recompute")
 """Runs with all but the projector frozen."""
@@ -29,6 +32,16 @@ LAYOUTS = {
 }
 
 
+PACKED = {"packing_buffer_size": 12}
+"""Options of the data module; rows of packed runs are compared with a packed run of one process."""
+
+PACKED_LAYOUTS = {
+    f"packed_{name}": LAYOUTS[name] | {"data": PACKED} for name in ("tp2_sp", "pp2", "dp2")
+}
+PACKED_LAYOUTS["packed_dp2_micro4_workers"] = {
+    "data": PACKED | {"micro_batch_size": 4, "num_workers": 3}
+}
+
 MLLAMA_LAYOUTS = {
     f"mllama_{name}": LAYOUTS[name]
     for name in ("tp2_sp", "pp2", "dp2_recompute", "dp2_micro4_workers")
@@ -36,6 +49,16 @@ MLLAMA_LAYOUTS = {
 # Micro-batches of one sample: some have no image, on one rank and not on the other.
 MLLAMA_LAYOUTS["mllama_dp2_overlapped"] = LAYOUTS["dp2_overlapped"] | {
     "data": {"micro_batch_size": 1}
+}
+MLLAMA_PACKED_LAYOUTS = {
+    f"mllama_packed_{name}": LAYOUTS[name] | {"data": PACKED} for name in ("tp2_sp", "pp2", "dp2")
+}
+
+REFERENCES = {
+    **dict.fromkeys(LAYOUTS, "whole"),
+    **dict.fromkeys(PACKED_LAYOUTS, "packed_whole"),
+    **dict.fromkeys(MLLAMA_LAYOUTS, "mllama_whole"),
+    **dict.fromkeys(MLLAMA_PACKED_LAYOUTS, "mllama_packed_whole"),
 }
 
 
@@ -45,43 +68,57 @@ def steps_of(folder, name):
 
 @pytest.fixture(scope="module")
 def whole_run(nano_start, nano_mllama_start, run_training, tmp_path_factory):
-    """The folder of uninterrupted runs of one process, called whole and mllama_whole."""
+    """The folder of runs of one process: uninterrupted ones, and three that were killed.
+
+    A process is killed in its last run, and the next one begins with what that one left. The packed
+    run is left as it is.
+    """
     folder = tmp_path_factory.mktemp("trained")
     common = {"dir": str(folder), "steps": STEPS, "save_every": 4}
-    run_training(
-        [
-            nano_start | common | {"name": "whole"},
-            nano_mllama_start | common | {"name": "mllama_whole"},
-        ]
-    )
+    whole = {
+        "whole": nano_start | common,
+        "mllama_whole": nano_mllama_start | common,
+        "packed_whole": nano_start | common | {"data": PACKED},
+        "mllama_packed_whole": nano_mllama_start | common | {"data": PACKED},
+    }
+    runs = [options | {"name": name} for name, options in whole.items()]
+    for name in ("whole", "mllama_whole", "packed_whole"):
+        killed = whole[name] | {"name": f"{name}_killed"}
+        status = run_training([*runs, killed | {"kill_at_step": 7}], check=False)
+        assert status == -signal.SIGKILL
+        assert len(steps_of(folder, killed["name"])) >= 6
+        runs = [killed]
     return folder
 
 
 @pytest.fixture(scope="module")
 def trained(whole_run, nano_start, nano_mllama_start, run_training):
-    """The same folder, with one run per layout."""
+    """The same folder, with one run per layout; the killed packed run goes on in two processes."""
     folder = whole_run
     common = nano_start | {"dir": str(folder), "steps": STEPS, "save_every": 4}
-    runs = [common | {"name": name} | layout for name, layout in LAYOUTS.items()]
+    runs = [common | {"name": "packed_whole_killed", "data": PACKED}]
+    runs += [
+        common | {"name": name} | layout for name, layout in (LAYOUTS | PACKED_LAYOUTS).items()
+    ]
     runs += [common | {"name": name, "stage": "align"} | LAYOUTS[name[6:]] for name in FROZEN]
     runs += [common | {"name": "bf16", "precision": "bf16"}]
     runs += [
         common | nano_mllama_start | {"name": name} | layout
-        for name, layout in MLLAMA_LAYOUTS.items()
+        for name, layout in (MLLAMA_LAYOUTS | MLLAMA_PACKED_LAYOUTS).items()
     ]
     run_training(runs, num_processes=2)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [*LAYOUTS, *MLLAMA_LAYOUTS])
+@pytest.mark.parametrize("layout", REFERENCES)
 def test_losses_do_not_depend_on_the_layout(trained, layout):
-    reference = "mllama_whole" if layout in MLLAMA_LAYOUTS else "whole"
-    whole, parallel = steps_of(trained, reference), steps_of(trained, layout)
+    whole, parallel = steps_of(trained, REFERENCES[layout]), steps_of(trained, layout)
     assert [row["step"] for row in parallel] == list(range(STEPS))
     for one, two in zip(whole, parallel, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3), one["step"]
+        assert sorted(two["samples"]) == sorted(one["samples"]), one["step"]
     # The model learns in these steps, so equal losses say something.
     assert whole[-1]["loss"] < whole[0]["loss"] - 0.5
 
@@ -111,24 +148,9 @@ def test_bf16_stays_near_fp32_and_is_what_the_checkpoint_holds(trained, nemo):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("start", "reference"), [("nano_start", "whole"), ("nano_mllama_start", "mllama_whole")]
-)
-def test_a_killed_run_goes_on_where_its_last_checkpoint_was(
-    request, whole_run, run_training, start, reference
-):
-    name = f"{reference}_killed"
-    options = request.getfixturevalue(start) | {
-        "dir": str(whole_run),
-        "name": name,
-        "steps": STEPS,
-        "save_every": 4,
-    }
-    status = run_training([options | {"kill_at_step": 7}], check=False)
-    assert status == -signal.SIGKILL
-    assert len(steps_of(whole_run, name)) >= 6
-    run_training([options])
-    whole, resumed = steps_of(whole_run, reference), steps_of(whole_run, name)
+@pytest.mark.parametrize("reference", ["whole", "mllama_whole"])
+def test_a_killed_run_goes_on_where_its_last_checkpoint_was(whole_run, reference):
+    whole, resumed = (steps_of(whole_run, name) for name in (reference, f"{reference}_killed"))
     assert [row["step"] for row in resumed] == list(range(STEPS))
     # A few units in the last place of fp32: the kernels' order of sums depends on where the
     # allocator has put a tensor, which a resume changes.
@@ -136,3 +158,12 @@ def test_a_killed_run_goes_on_where_its_last_checkpoint_was(
     assert losses == pytest.approx([row["loss"] for row in whole], rel=1e-6)
     assert [row["samples"] for row in resumed] == [row["samples"] for row in whole]
     assert [row["learning_rate"] for row in resumed] == [row["learning_rate"] for row in whole]
+
+
+@pytest.mark.slow
+def test_a_killed_packed_run_goes_on_with_other_ranks(trained):
+    whole, resumed = (steps_of(trained, name) for name in ("packed_whole", "packed_whole_killed"))
+    assert [row["step"] for row in resumed] == list(range(STEPS))
+    for one, two in zip(whole, resumed, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
+        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3), one["step"]

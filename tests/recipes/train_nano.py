@@ -5,7 +5,8 @@
 JSON is a list of runs, done one after the other in the same processes:
 {"dir", "name", "init_from", "train_paths", "weights", "image_folder", "steps", "save_every",
 "kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
-"stage", "family"}; the family is nvila (stage sft) or mllama.
+"stage", "family", "peft_scheme", "peft": {...}, "working_directory"}; the family is nvila (stage
+sft) or mllama.
 """
 
 import json
@@ -13,6 +14,7 @@ import os
 import signal
 import sys
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
 import nemo_run as run
@@ -37,6 +39,26 @@ class KillAt(pl.Callback, io.IOMixin):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class NoteChanges(pl.Callback, io.IOMixin):
+    """Writes to `changes.json` of the run which parameters may train, and which have changed."""
+
+    def __init__(self) -> None:
+        self.before = {}
+
+    def on_train_batch_start(self, trainer, module, *arguments) -> None:
+        if not self.before:
+            self.before = {name: value.clone() for name, value in module.named_parameters()}
+
+    def on_train_end(self, trainer, module) -> None:
+        after = dict(module.named_parameters())
+        noted = {
+            "trainable": [name for name, value in after.items() if value.requires_grad],
+            "changed": [name for name in after if not torch.equal(after[name], self.before[name])],
+        }
+        if trainer.is_global_zero:
+            (Path(AppState().log_dir) / "changes.json").write_text(json.dumps(noted))
+
+
 def build(options):
     finetune_recipe = {
         "nvila": partial(recipes.nvila.finetune_recipe, stage=options.get("stage", "sft")),
@@ -49,6 +71,7 @@ def build(options):
         init_from=options["init_from"],
         num_gpus_per_node=int(os.environ.get("WORLD_SIZE", "1")),
         precision=options.get("precision"),
+        peft_scheme=options.get("peft_scheme", "none"),
     )
     recipe.trainer.max_steps = options["steps"]
     recipe.log.ckpt.every_n_train_steps = options.get("save_every", 1000)
@@ -64,6 +87,11 @@ def build(options):
     recipe.data.image_folder = options["image_folder"]
     for name, value in options.get("data", {}).items():
         setattr(recipe.data, name, value)
+    if "peft_scheme" in options:
+        recipe.peft.dropout = 0.0  # layouts would draw different random numbers
+        for name, value in options.get("peft", {}).items():
+            setattr(recipe.peft, name, value)
+        recipe.trainer.callbacks.append(run.Config(NoteChanges))
     if "kill_at_step" in options:
         recipe.trainer.callbacks.append(run.Config(KillAt, step=options["kill_at_step"]))
     return recipe
@@ -86,5 +114,6 @@ def forget_the_run():
 
 if __name__ == "__main__":
     for one in json.loads(sys.argv[1]):
+        os.chdir(one.get("working_directory", "."))
         run.run(build(one), direct=True)
         forget_the_run()

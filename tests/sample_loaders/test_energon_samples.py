@@ -32,13 +32,13 @@ def reason(action, *arguments, **options):
 
 def test_the_list_of_conversations_alone_takes_the_image_beside_it():
     sample = cook({"json": as_json(TURNS), "jpg": b"pixels"})
-    assert sample.conversation.key == "set/a.tar/1"
-    assert sample.conversation.source == "set"
-    assert [(turn.role, turn.text) for turn in sample.conversation.turns] == [
+    assert sample.sample.key == "set/a.tar/1"
+    assert sample.sample.source == "set"
+    assert [(turn.role, turn.text) for turn in sample.sample.turns] == [
         ("user", "<image>\n何が写っていますか?"),
         ("assistant", "猫です。"),
     ]
-    assert sample.conversation.images == ("jpg",)
+    assert sample.sample.images == ("jpg",)
     assert sample.images == {"jpg": b"pixels"}
 
 
@@ -46,7 +46,7 @@ def test_images_come_in_the_order_of_their_numbers():
     names = ["10.jpg", "2.png", "0.webp", "1.JPEG"]
     parts = {name: name.encode() for name in names}
     sample = cook({"json": as_json(question(4)), **parts, "txt": b"no image"})
-    assert sample.conversation.images == ("0.webp", "1.JPEG", "2.png", "10.jpg")
+    assert sample.sample.images == ("0.webp", "1.JPEG", "2.png", "10.jpg")
     assert sample.images == parts
 
 
@@ -54,19 +54,19 @@ def test_images_come_in_the_order_of_their_numbers():
 def test_a_whole_record_may_name_its_images_by_their_old_paths(name):
     record = {name: ["coco/7.jpg", "coco/5.jpg"], "conversations": question(2)}
     sample = cook({"json": as_json(record), "0.jpg": b"7", "1.jpg": b"5"})
-    assert sample.conversation.images == ("0.jpg", "1.jpg")
+    assert sample.sample.images == ("0.jpg", "1.jpg")
 
 
 def test_names_of_parts_in_a_record_choose_the_order():
     record = {"images": ["1.jpg", "0.jpg"], "conversations": question(2)}
     sample = cook({"json": as_json(record), "0.jpg": b"a", "1.jpg": b"b"})
-    assert sample.conversation.images == ("1.jpg", "0.jpg")
+    assert sample.sample.images == ("1.jpg", "0.jpg")
 
 
 def test_a_record_without_image_names_takes_what_is_there():
     for record in ({"conversations": question(0)}, {"image": None, "conversations": question(0)}):
-        assert cook({"json": as_json(record)}).conversation.images == ()
-        sample = cook({"json": as_json(record), "png": b"x"}).conversation
+        assert cook({"json": as_json(record)}).sample.images == ()
+        sample = cook({"json": as_json(record), "png": b"x"}).sample
         assert sample.images == ("png",)
         assert sample.turns[0].text == "<image>\nWhat?"
 
@@ -88,14 +88,14 @@ def vqa(image="pixels", context="What?", answers="A cat.", weights=None):
 
 
 def texts(sample):
-    return [turn.text for turn in sample.conversation.turns]
+    return [turn.text for turn in sample.sample.turns]
 
 
 def test_lists_of_questions_and_answers_become_turns():
     sample = vqa(context=["<image>\nWhat?", "Where?"], answers=["A cat.", "There."])
     assert texts(sample) == ["<image>\nWhat?", "A cat.", "Where?", "There."]
-    assert [turn.role for turn in sample.conversation.turns] == ["user", "assistant"] * 2
-    assert [sample.images[name] for name in sample.conversation.images] == ["pixels"]
+    assert [turn.role for turn in sample.sample.turns] == ["user", "assistant"] * 2
+    assert [sample.images[name] for name in sample.sample.images] == ["pixels"]
 
 
 def test_one_question_takes_its_best_answer():
@@ -105,9 +105,9 @@ def test_one_question_takes_its_best_answer():
 
 
 def test_images_of_vqa_samples_may_be_none_or_several():
-    assert vqa(image=None).conversation.images == ()
+    assert vqa(image=None).sample.images == ()
     sample = vqa(image=["first", "second"], context="<image><image>Which?")
-    assert [sample.images[name] for name in sample.conversation.images] == ["first", "second"]
+    assert [sample.images[name] for name in sample.sample.images] == ["first", "second"]
 
 
 def test_fields_that_do_not_fit_are_bad_samples():

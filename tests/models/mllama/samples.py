@@ -152,6 +152,36 @@ def join(samples):
     }
 
 
+def pack(samples, padding=3):
+    """Makes one packed row of the samples, with empty places in the middle and at the end."""
+    batch = join(samples)
+    half = len(samples) // 2
+    lengths = [len(sample.tokens) for sample in samples]
+    lengths = [*lengths[:half], padding, *lengths[half:], padding]
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    rows = [sample.tokens for sample in samples]
+    empty = torch.zeros(padding, dtype=torch.long)
+    images = batch["images_per_sample"].tolist()
+    images = [*images[:half], 0, *images[half:], 0]
+    offsets = starts[:-1].repeat_interleave(torch.tensor(images))
+    return batch | {
+        "tokens": torch.cat([*rows[:half], empty, *rows[half:], empty]).unsqueeze(0),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0),
+        "images_per_sample": torch.tensor(images),
+        "image_spans": batch["image_spans"] + offsets.unsqueeze(1),
+        "cu_seqlens": starts.to(torch.int32),
+        "max_seqlen": max(lengths),
+    }
+
+
+def unpacked(row, samples, padding=3):
+    """Cuts [1, positions, ...] of a packed row into the samples' parts."""
+    half = len(samples) // 2
+    lengths = [len(sample.tokens) for sample in samples]
+    parts = row[0].split([*lengths[:half], padding, *lengths[half:], padding])
+    return [*parts[:half], *parts[half + 1 : -1]]
+
+
 def with_labels(batch, samples, supervised=6):
     """Adds labels on the last positions of every sample, and their mask."""
     labels = torch.full_like(batch["tokens"], -100)

@@ -10,8 +10,10 @@ from tests.models.mllama.samples import (
     make_reference,
     make_sample,
     mixed_samples,
+    pack,
     reference_logits,
     reference_loss,
+    unpacked,
     with_labels,
 )
 
@@ -44,7 +46,9 @@ def pair():
 
 
 def megatron_loss(module, batch):
-    losses, mask = module(**batch)
+    from models.mllama.steps import mllama_forward_step
+
+    losses, mask = mllama_forward_step(module, batch)
     assert mask is batch["loss_mask"]
     return (losses * mask).sum()
 
@@ -70,6 +74,25 @@ def test_each_sample_of_a_mixed_batch_has_the_logits_of_hugging_face(pair, optio
             expected = reference_logits(reference, sample)
             assert expected.abs().max() > 1
             assert (found[row, : len(sample.tokens)] - expected).abs().max() <= 1e-4, row
+
+
+@pytest.mark.parametrize("options", [{}, {"cross_attention_layers": (0, 2), "num_layers": 3}])
+def test_each_sample_of_a_packed_row_has_the_logits_of_hugging_face(pair, options):
+    from models.mllama.steps import mllama_forward_step
+
+    reference, module, _ = pair(reference_options=options)
+    samples = mixed_samples()
+    reference.eval()
+    module.eval()
+    with torch.no_grad():
+        found = mllama_forward_step(module, pack(samples))
+        for part, sample in zip(unpacked(found, samples), samples, strict=True):
+            expected = reference_logits(reference, sample)
+            assert (part - expected).abs().max() <= 1e-4
+        texts = [make_sample(7, seed=8), make_sample(9, seed=9)]
+        found = mllama_forward_step(module, pack(texts))
+        for part, sample in zip(unpacked(found, texts), texts, strict=True):
+            assert (part - reference_logits(reference, sample)).abs().max() <= 1e-4
 
 
 def test_text_alone_needs_no_image(pair):
@@ -102,8 +125,28 @@ RECOMPUTE = {
 }
 
 
-@pytest.mark.parametrize("transformer", [{}, RECOMPUTE, {"recompute_granularity": "selective"}])
-def test_loss_and_every_gradient_agree_with_hugging_face(pair, transformer):
+def packed_with_labels(batch, samples):
+    """The packed row of the samples with the labels that they have in a padded batch."""
+    row = pack(samples)
+    labels = torch.full_like(row["tokens"], -100)
+    for part, wanted, sample in zip(
+        unpacked(labels, samples), batch["labels"], samples, strict=True
+    ):
+        part.copy_(wanted[: len(sample.tokens)])
+    return row | {"labels": labels, "loss_mask": (labels >= 0).float()}
+
+
+@pytest.mark.parametrize(
+    ("transformer", "packed"),
+    [
+        ({}, False),
+        (RECOMPUTE, False),
+        ({"recompute_granularity": "selective"}, False),
+        ({}, True),
+        (RECOMPUTE, True),
+    ],
+)
+def test_loss_and_every_gradient_agree_with_hugging_face(pair, transformer, packed):
     from converters.mapping import to_hf
     from converters.mllama import disk_names
 
@@ -114,6 +157,8 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, transformer):
     samples = mixed_samples()
     batch = with_labels(join(samples), samples)
     expected = reference_loss(reference, samples, batch["labels"])
+    if packed:
+        batch = packed_with_labels(batch, samples)
     found = megatron_loss(module, batch)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     expected.backward()

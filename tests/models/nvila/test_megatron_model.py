@@ -67,10 +67,36 @@ def megatron_loss(module, tokens, labels, pixels):
     return (losses * mask).sum() / mask.sum()
 
 
+def packed_loss(module, tokens, labels, pixels):
+    """The same mean, with both samples cut to their own lengths in one row that is not full."""
+    from models.nvila.steps import nvila_forward_step
+
+    lengths = [tokens.shape[1], tokens.shape[1] - 5, 7]
+    rows = [tokens[0], tokens[1, 5:], torch.zeros(7, dtype=torch.long)]
+    wanted = [labels[0], labels[1, 5:], torch.full((7,), -100)]
+    row = torch.cat(wanted).unsqueeze(0)
+    batch = {
+        "tokens": torch.cat(rows).unsqueeze(0),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0),
+        "tiles": pixels,
+        "labels": row,
+        "loss_mask": (row >= 0).float(),
+        "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
+        "max_seqlen": max(lengths),
+    }
+    losses, mask = nvila_forward_step(module, batch)
+    return (losses * mask).sum() / mask.sum()
+
+
 @pytest.mark.parametrize(
-    ("projector", "tied"), [("mlp_downsample_2x2_fix", True), ("mlp_downsample_3x3_fix", False)]
+    ("projector", "tied", "packed"),
+    [
+        ("mlp_downsample_2x2_fix", True, False),
+        ("mlp_downsample_3x3_fix", False, False),
+        ("mlp_downsample_2x2_fix", True, True),
+    ],
 )
-def test_loss_and_every_gradient_agree_with_hugging_face(pair, projector, tied):
+def test_loss_and_every_gradient_agree_with_hugging_face(pair, projector, tied, packed):
     from converters.mapping import to_hf
 
     reference, module, rows = pair(projector, tied)
@@ -78,8 +104,18 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, projector, tied):
     language = module.config.language_transformer_config
     assert language.padded_vocab_size() > language.vocab_size
     batch = make_batch(reference.config)
-    expected = reference_loss(reference, *batch)
-    found = megatron_loss(module, *batch)
+    if packed:
+        tokens, labels, pixels = batch
+        counts = (labels >= 0).sum(dim=1)
+        parts = [
+            reference_loss(reference, tokens[:1], labels[:1], pixels),
+            reference_loss(reference, tokens[1:, 5:], labels[1:, 5:], pixels[:0]),
+        ]
+        expected = (parts[0] * counts[0] + parts[1] * counts[1]) / counts.sum()
+        found = packed_loss(module, *batch)
+    else:
+        expected = reference_loss(reference, *batch)
+        found = megatron_loss(module, *batch)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     expected.backward()
     found.backward()

@@ -1,22 +1,15 @@
 """Real trainings of nano MLlama with LoRA, in processes of their own: layouts, resume, contents."""
 
-import contextlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from recipes.steps_file import STEPS_FILE, read_steps
-from tests.free_ports import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).parent / "train_lora_nano.py"
 STEPS = 5
 LAYOUTS = {
     "tp2": {"strategy": {"tensor_model_parallel_size": 2}},
@@ -35,62 +28,18 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def start(nemo, tmp_path_factory):
-    """Data, and a checkpoint to train adapters on."""
-    from converters.import_hf import import_checkpoint
-    from launch.quickstart.digits import write_digits
-    from launch.quickstart.mllama_parent import write_mllama
-
-    folder = tmp_path_factory.mktemp("lora_start")
-    files = write_digits(folder / "data", strips_per_length=30, validation_strips=10)
-    write_mllama(folder / "hf")
-    import_checkpoint("mllama", folder / "hf", folder / "imported")
-    return {
-        "init_from": str(folder / "imported"),
-        "train_paths": [str(files.train_singles), str(files.train_strips)],
-        "image_folder": str(files.images),
-        "steps": STEPS,
-        "save_every": 2,
-    }
-
-
-def run_trainings(runs, folder, num_processes=1):
-    """Run train_lora_nano.py and return its exit status and what it has printed."""
-    from launch import backend
-
-    environment = {**os.environ, **backend.child_environment(), "OMP_NUM_THREADS": "1"}
-    paths = [environment.get("PYTHONPATH", ""), str(ROOT)]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    command = [sys.executable]
-    if num_processes > 1:
-        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
-        command += ["--master-port", str(free_port())]
-    log = folder / f"output_{runs[0]['name']}.txt"
-    # To a file and in a session of its own: what a killed run leaves running would hold a pipe
-    # open, and is ended with the session.
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [*command, str(SCRIPT), json.dumps(runs)],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(timeout=1500)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return status, log.read_text(errors="replace")[-8_000:]
+def start(nano_mllama_start):
+    """Options that all runs share."""
+    return nano_mllama_start | {"peft_scheme": "lora", "steps": STEPS, "save_every": 2}
 
 
 @pytest.fixture(scope="module")
-def trained(start, tmp_path_factory):
+def trained(start, run_training, tmp_path_factory):
     """The folder of the runs of one process: whole, killed (and resumed), frozen, bf16."""
     folder = tmp_path_factory.mktemp("lora_runs")
     common = start | {"dir": str(folder)}
     # Begins with a relative path and is resumed from another working directory.
-    status, output = run_trainings(
+    status = run_training(
         [
             common
             | {
@@ -100,30 +49,27 @@ def trained(start, tmp_path_factory):
                 "working_directory": str(Path(start["init_from"]).parent),
             }
         ],
-        folder,
+        check=False,
     )
-    assert status == -signal.SIGKILL, output
-    assert len(read_steps(folder / "killed" / STEPS_FILE)) == 3, output
-    status, output = run_trainings(
+    assert status == -signal.SIGKILL
+    assert len(read_steps(folder / "killed" / STEPS_FILE)) == 3
+    run_training(
         [
             common | {"name": "whole"},
             common | {"name": "killed", "working_directory": str(folder)},
             common | {"name": "frozen", "steps": 2, "peft": {"freeze_vision_model": True}},
             common | {"name": "bf16", "steps": 2, "precision": "bf16"},
-        ],
-        folder,
+        ]
     )
-    assert status == 0, output
     return folder
 
 
 @pytest.fixture(scope="module")
-def parallel(trained, start):
+def parallel(trained, start, run_training):
     """The same folder, with one run per layout."""
     common = start | {"dir": str(trained), "save_every": 1000}
     runs = [common | {"name": name} | layout for name, layout in LAYOUTS.items()]
-    status, output = run_trainings(runs, trained, num_processes=2)
-    assert status == 0, output
+    run_training(runs, num_processes=2)
     return trained
 
 

@@ -29,6 +29,11 @@ class Encoded(Protocol):
         ...
 
 
+def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Joins arrays along their first axis; one alone, which may have megabytes, is not copied."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRows:
     """Joins samples to rows, one in each and padded on the right, or several in each.

@@ -13,6 +13,7 @@ from nemo.lightning.io.mixin import IOMixin
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from datamodules.bad_samples import BadSampleLog
+from datamodules.image_resize import ImageResize, check_image_resize
 from datamodules.packing import Room
 from datamodules.rank_log import rank_log
 from datamodules.read_watch import ReadWatch
@@ -88,6 +89,7 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
     global_batch_size: int
     max_tiles: int | None
     max_tiles_per_row: int | None
+    image_resize: ImageResize
     packing_buffer_size: int | None
     pad_to_multiple_of: int
     pad_to_seq_length: bool
@@ -117,6 +119,7 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
         for name in _NOT_NEGATIVE:
             if getattr(self, name, 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be zero or more.")
+        check_image_resize(self.image_resize)
         for name, divisor in _MULTIPLE_OF:
             if getattr(self, name) % getattr(self, divisor):
                 raise ValueError(
@@ -141,7 +144,9 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
         """
         # Workers are forked after this; the tokenizers library would warn about that in each one.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        encoder = open_encoder(self.assets, self.seq_length, self.max_tiles, self.max_tiles_per_row)
+        encoder = open_encoder(
+            self.assets, self.seq_length, self.max_tiles, self.max_tiles_per_row, self.image_resize
+        )
         # Read here, and not in the workers, so that its errors come before anything starts.
         encoder.prepare()
         return encoder

@@ -13,6 +13,7 @@ from datamodules.energon_loaders import evaluation_batches, training_batches
 from datamodules.energon_shards import ShardSet, open_shards
 from datamodules.energon_stream import EvaluationBatches, ReadingPlace, TrainingBatches
 from datamodules.energon_task import ConversationTask
+from datamodules.image_resize import ImageResize
 from datamodules.split import as_list
 
 
@@ -31,6 +32,7 @@ class EnergonDataModule(ConversationDataModule):
     Args:
         path: The data set, or several that are blended.
         weights: Share of each of several; None takes their sizes.
+        data_root: Where relative paths inside of metadata sets start; None takes each one's folder.
         validation_path: Data sets of validation; None takes `path`.
         test_path: Data sets of test; None takes `path`.
         train_split: The split that is trained on.
@@ -45,6 +47,8 @@ class EnergonDataModule(ConversationDataModule):
         packing_buffer_size: Pack several samples into every row of training, chosen from so many;
             None gives every sample a row.
         max_tiles_per_row: No row has more tiles than this in all; None for no bound.
+        image_resize: "exact" resizes images with Pillow, "fast" in much less time, with pixels that
+            differ by at most two of 255 levels.
         num_validation_workers: The same for validation and test; None takes `num_workers`.
         seed: Chooses the order of training.
         shuffle_buffer_size: Samples that each worker draws the next one from; 0 or 1 for none.
@@ -66,6 +70,7 @@ class EnergonDataModule(ConversationDataModule):
         self,
         path: str | list[str] = "",
         weights: list[float] | None = None,
+        data_root: str | None = None,
         validation_path: str | list[str] | None = None,
         test_path: str | list[str] | None = None,
         train_split: str = "train",
@@ -89,11 +94,13 @@ class EnergonDataModule(ConversationDataModule):
         max_bad_samples_in_a_row: int = 100,
         read_timeout_seconds: float | None = 600.0,
         pin_memory: bool = False,
+        image_resize: ImageResize = "fast",
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
         self.path = as_list(path)
         self.weights = weights
+        self.data_root = data_root
         self.validation_path = as_list(validation_path) or self.path
         self.test_path = as_list(test_path) or self.path
         self.train_split = train_split
@@ -119,6 +126,7 @@ class EnergonDataModule(ConversationDataModule):
         self.max_bad_samples_in_a_row = max_bad_samples_in_a_row
         self.read_timeout_seconds = read_timeout_seconds
         self.pin_memory = pin_memory
+        self.image_resize = image_resize
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()
@@ -143,7 +151,7 @@ class EnergonDataModule(ConversationDataModule):
             (self.test_path, self.test_split),
         ):
             if split is not None:
-                open_shards(paths, None, split, alone, training=False)
+                open_shards(paths, None, split, alone, training=False, data_root=self.data_root)
         self._encoder = encoder
 
     def train_dataloader(self) -> TrainingBatches:
@@ -234,6 +242,7 @@ class EnergonDataModule(ConversationDataModule):
             self._worker_config(self.num_workers),
             training=True,
             max_samples_per_sequence=self.max_samples_per_sequence,
+            data_root=self.data_root,
         )
 
     def _make_training(self) -> TrainingBatches:
@@ -268,7 +277,7 @@ class EnergonDataModule(ConversationDataModule):
         if split is None:
             return []
         config = self._worker_config(self.num_validation_workers)
-        shards = open_shards(paths, None, split, config, training=False)
+        shards = open_shards(paths, None, split, config, training=False, data_root=self.data_root)
         return evaluation_batches(
             shards,
             self._task(fill=True),

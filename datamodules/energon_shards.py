@@ -7,16 +7,22 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from megatron.energon import VQASample, WorkerConfig
+from megatron.energon.dataset_config import load_config
 from megatron.energon.epathlib import EPath
 from megatron.energon.flavors.crude import CrudeSample, CrudeWebdataset
 from megatron.energon.flavors.webdataset import EmptyDatasetError
-from megatron.energon.metadataset import load_dataset
-from megatron.energon.metadataset.loader_interface import DatasetBlendMode
+from megatron.energon.metadataset import Metadataset, load_dataset
+from megatron.energon.metadataset.loader_interface import (
+    DatasetBlendMode,
+    DatasetLoaderInterface,
+)
 
 from datamodules.energon_task import SOURCE, ConversationTask
 
 META_FOLDER = ".nv-meta"
 META_FILES = (".info.yaml", "split.yaml", "dataset.yaml")
+# What `prepare` writes for training beside the description that Energon's own tools read.
+CRUDE_FILE = "crude.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +51,7 @@ def open_shards(
     *,
     training: bool,
     max_samples_per_sequence: int | None = None,
+    data_root: str | None = None,
 ) -> list[ShardSet]:
     """Opens one split of prepared data sets or of metadata sets; reads no sample.
 
@@ -57,13 +64,15 @@ def open_shards(
         training: Whether shards are shuffled.
         max_samples_per_sequence: So many samples are read one after the other before another
             slice of the shards is drawn.
+        data_root: Where relative paths inside of blend files start; None takes each file's folder.
 
     Raises:
         ValueError: A data set is missing, not prepared, without this split, or of another kind.
     """
     opened: list[ShardSet] = []
     for number, path in enumerate(paths):
-        inner = _open_path(path, split, worker_config, training, max_samples_per_sequence)
+        loader = _find_loader(path, split, data_root)
+        inner = _open_loader(loader, path, split, worker_config, training, max_samples_per_sequence)
         if len(paths) > 1:
             total = sum(shards.share for shards in inner)
             whole = sum(len(shards) for shards in inner) if weights is None else weights[number]
@@ -93,7 +102,31 @@ def attach(shards: Sequence[ShardSet], task: ConversationTask) -> None:
         factory.handler = functools.partial(task.skip_undecodable, each.source)
 
 
-def _open_path(
+def _find_loader(path: str, split: str, data_root: str | None) -> DatasetLoaderInterface:
+    """Finds the data set, or all that a blend file names."""
+    place = EPath(path).absolute()
+    if not place.is_file():
+        _check_folder(place, split)
+        has_crude = (place / META_FOLDER / CRUDE_FILE).is_file()
+        return load_dataset(place, **({"dataset_config": CRUDE_FILE} if has_crude else {}))
+    root = place.parent if data_root is None else EPath(data_root).absolute()
+    if not root.is_dir():
+        raise ValueError(f"data_root is {data_root}, but there is no such folder.")
+    try:
+        return load_config(
+            place, default_type=Metadataset, strict=True, default_kwargs={"parent_path": root}
+        )
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"The blend {place} names {error}, which is not there or not prepared with `python -m "
+            f"launch prepare` or `energon prepare`."
+        ) from error
+    except (AssertionError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"The blend {place} cannot be read: {_in_one_line(error)}.") from error
+
+
+def _open_loader(
+    loader: DatasetLoaderInterface,
     path: str,
     split: str,
     worker_config: WorkerConfig,
@@ -101,10 +134,8 @@ def _open_path(
     max_samples_per_sequence: int | None,
 ) -> list[ShardSet]:
     place = EPath(path).absolute()
-    if not place.is_file():
-        _check_folder(place, split)
     try:
-        mode, datasets = load_dataset(place).get_datasets(
+        mode, datasets = loader.get_datasets(
             training=training,
             split_part=split,
             worker_config=worker_config,
@@ -113,11 +144,6 @@ def _open_path(
         )
     except EmptyDatasetError as error:
         raise ValueError(f"The split {split!r} of the data set {place} has no shards.") from error
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"The blend {place} names {error}, which is not there or not prepared with `energon "
-            f"prepare`."
-        ) from error
     except KeyError as error:
         raise ValueError(f"The data set {place} has no {error}, asked for {split!r}.") from error
     except (AssertionError, TypeError, ValueError, yaml.YAMLError) as error:
@@ -160,7 +186,8 @@ def _check_sample_type(factory: Any, source: str) -> None:
     if not (isinstance(kind, type) and issubclass(kind, CrudeSample | VQASample)):
         raise ValueError(
             f"The data set {source} holds samples of type {getattr(kind, '__name__', kind)}, but "
-            f"only CrudeWebdataset and VQASample are supported."
+            f"only CrudeWebdataset and VQASample are supported; a blend reads a folder made by "
+            f"`python -m launch prepare` with dataset_config: {CRUDE_FILE}."
         )
 
 

@@ -56,7 +56,8 @@ def image_size(store: ImageStore, name: str, max_pixels: int) -> tuple[int, int]
 
 def without_alpha(image: Image.Image) -> Image.Image:
     """Returns the colours of an image; what is transparent shows the colour behind it."""
-    return image.convert("RGB")
+    # Pillow would copy what is RGB already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def decode_image(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.collate import TextRows
+from datamodules.collate import TextRows, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +58,17 @@ class MllamaCollator(TextRows):
         """
         text, sequences = self.pack(rows)
         samples = [sample for row in rows for sample in row]
-        joined = _joined(samples)
+        images_of_row = _joined(samples)
         images = torch.zeros(len(text["cu_seqlens"]) - 1, dtype=torch.int64)
         for sequence, sample in zip(sequences, samples, strict=True):
             images[sequence] = len(sample.tiles_per_image)
         starts = text["cu_seqlens"][:-1].to(torch.int64).repeat_interleave(images)
-        joined["image_spans"] = joined["image_spans"] + starts[:, None]
-        return {**text, **joined, "images_per_sample": images}
+        images_of_row["image_spans"] = images_of_row["image_spans"] + starts[:, None]
+        return {**text, **images_of_row, "images_per_sample": images}
 
 
 def _joined(samples: Sequence[MllamaSample]) -> dict[str, torch.Tensor]:
     return {
-        name: torch.from_numpy(np.concatenate([getattr(sample, name) for sample in samples]))
+        name: torch.from_numpy(joined([getattr(sample, name) for sample in samples]))
         for name in ("tiles", "tiles_per_image", "aspect_ratio_ids", "image_spans")
     }

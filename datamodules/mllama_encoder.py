@@ -5,16 +5,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from PIL import Image
 
+from datamodules.collate import joined
 from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
 from datamodules.document import cut_position, tokenize_document
 from datamodules.encoder import ConversationEncoder, EncodingPlan
+from datamodules.image_resize import image_pixels, resize_bilinear
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.mllama_assets import MllamaAssets, load_mllama_assets
 from datamodules.mllama_collate import MllamaCollator, MllamaSample
 from models.mllama.image_spans import image_spans
 from models.mllama.prompt import IMAGE_PLACEHOLDER, IMAGE_TOKEN, chat_message
-from models.mllama.tiling import Canvas, aspect_ratio_id, choose_canvas, cut_tiles, on_white
+from models.mllama.tiling import (
+    Canvas,
+    aspect_ratio_id,
+    choose_canvas,
+    cut_tiles,
+    on_white,
+    resize_exactly,
+)
 from sample_loaders.conversation import ConversationSample, Turn
 from sample_loaders.document import DocumentSample, Sample
 from sample_loaders.errors import BadSample, Reason
@@ -65,10 +76,11 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
             BadSample: An image is damaged.
         """
         store = self._store(images)
-        cut = [self._no_tiles()]
+        resize = resize_exactly if self.config.image_resize == "exact" else _resize_fast
+        cut = []
         for image in plan.images:
             pixels = decode_image(store, image.name, self.config.max_image_pixels, on_white)
-            tiles = cut_tiles(pixels, self.assets.tile_size, image.max_tiles)
+            tiles = cut_tiles(pixels, self.assets.tile_size, image.max_tiles, resize)
             assert len(tiles) == image.canvas.tiles, f"{image} was cut into {len(tiles)} tiles"
             cut.append(tiles)
         canvases = [image.canvas for image in plan.images]
@@ -77,7 +89,7 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
             key=plan.key,
             tokens=plan.tokens,
             labels=plan.labels,
-            tiles=np.concatenate(cut),
+            tiles=joined(cut) if cut else self._no_tiles(),
             tiles_per_image=np.array([canvas.tiles for canvas in canvases], dtype=np.int64),
             aspect_ratio_ids=np.array(ids, dtype=np.int64),
             image_spans=image_spans(plan.tokens, self.assets.image_token_id),
@@ -178,6 +190,10 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
     def _no_tiles(self) -> np.ndarray:
         size = self.assets.tile_size
         return np.zeros((0, 3, size, size), dtype=np.uint8)
+
+
+def _resize_fast(image: Image.Image, width: int, height: int) -> torch.Tensor:
+    return resize_bilinear(image_pixels(image), width, height)
 
 
 def _placeholders(turns: Sequence[Turn]) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.collate import TextRows
+from datamodules.collate import TextRows, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,4 +52,4 @@ class NvilaCollator(TextRows):
 
 
 def _tiles(samples: Sequence[NvilaSample]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([sample.tiles for sample in samples]))
+    return torch.from_numpy(joined([sample.tiles for sample in samples]))

@@ -12,12 +12,13 @@ from datamodules.encoder import ConversationEncoder, EncodingPlan
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.nvila_assets import NvilaAssets, load_nvila_assets, nvila_message
 from datamodules.nvila_collate import NvilaCollator, NvilaSample
+from datamodules.nvila_tiles import fill_tiles, fill_tiles_exactly
 from models.nvila.hf_code.prompt_nvila_lite import (
     IMAGE_TOKEN,
     expand_images,
     expand_tile_tokens,
 )
-from models.nvila.hf_code.tiling_nvila_lite import cut_tiles, tile_count
+from models.nvila.hf_code.tiling_nvila_lite import tile_count
 from sample_loaders.conversation import ConversationSample, Turn
 from sample_loaders.document import DocumentSample
 from sample_loaders.errors import BadSample, Reason
@@ -71,15 +72,14 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
         """
         store = self._store(images)
         size = self.assets.tile_size
-        cut = [np.zeros((0, 3, size, size), dtype=np.uint8)]
+        fill = fill_tiles_exactly if self.config.image_resize == "exact" else fill_tiles
+        tiles = np.empty((plan.tiles, 3, size, size), dtype=np.uint8)
+        first = 0
         for image in plan.images:
             pixels = decode_image(store, image.name, self.config.max_image_pixels)
-            tiles = cut_tiles(pixels, size, image.max_tiles)
-            assert len(tiles) == image.tiles, f"{image} was cut into {len(tiles)} tiles"
-            cut.append(tiles)
-        return NvilaSample(
-            key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=np.concatenate(cut)
-        )
+            fill(tiles[first : first + image.tiles], pixels, image.max_tiles)
+            first += image.tiles
+        return NvilaSample(key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=tiles)
 
     def filler(self, key: str) -> NvilaSample:
         """Makes a sample of one pad token, without label and image."""

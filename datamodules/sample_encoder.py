@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from datamodules.collate import Encoded
 from datamodules.encoder import EncoderConfig, EncodingPlan
+from datamodules.image_resize import ImageResize
 from datamodules.images import ImageStore
 from datamodules.mllama_encoder import MllamaEncoder
 from datamodules.nvila_encoder import NvilaEncoder
@@ -97,6 +98,7 @@ def open_encoder(
     seq_length: int,
     max_tiles: int | None = None,
     max_tiles_per_sample: int | None = None,
+    image_resize: ImageResize = "fast",
 ) -> SampleEncoder[Any]:
     """Makes the encoder of the model that an assets folder belongs to.
 
@@ -105,6 +107,7 @@ def open_encoder(
         seq_length: No sample has more positions than this.
         max_tiles: Largest number of tiles of an image; None takes the model's own.
         max_tiles_per_sample: No sample has more tiles than this in all; None for no bound.
+        image_resize: "exact" or "fast", as in `EncoderConfig`.
 
     Raises:
         ValueError: An argument does not suit, or nothing here encodes for such a model.
@@ -114,6 +117,7 @@ def open_encoder(
         seq_length=seq_length,
         max_tiles=max_tiles,
         max_tiles_per_sample=max_tiles_per_sample,
+        image_resize=image_resize,
     )
     path = Path(find_assets(assets)) / "config.json"
     try:

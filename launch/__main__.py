@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converters.families import FAMILIES
+from launch.prepare import add_arguments as add_prepare_arguments
 
 # Only the standard library up here: `--help` must answer at once, and NeMo takes half a minute.
 ASSEMBLED_FAMILIES = ("nvila",)
@@ -22,11 +23,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all verbs."""
     parser = argparse.ArgumentParser(
         prog="python -m launch",
-        description="Convert, train, check and evaluate vision-language models.",
+        description="Prepare data, convert, train, check and evaluate vision-language models.",
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_conversions(verbs)
     _add_exports(verbs)
+    add_prepare_arguments(
+        _verb(verbs, "prepare", "launch.prepare:prepare", "raw data set -> tar shards for training")
+    )
     _add_training(verbs)
     return parser
 
@@ -168,7 +172,9 @@ def _check_report_path(path: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a verb and return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_args(arguments)
+    options.arguments = list(arguments[1:])
     module_name, _, function_name = options.function.partition(":")
     started = time.perf_counter()
     try:

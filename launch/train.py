@@ -64,22 +64,23 @@ def run_recipe(recipe: run.Partial, tail_logs: bool = True) -> dict[str, Any]:
         "run": str(folder),
         "steps": len(steps),
         "last_loss": steps[-1]["loss"] if steps else None,
-        "bad_samples": _bad_samples(recipe),
+        **_bad_samples(recipe),
         "failed": failed,
     }
 
 
-def _bad_samples(recipe: run.Partial) -> dict[str, int]:
-    """Count the samples that were skipped, by reason."""
+def _bad_samples(recipe: run.Partial) -> dict[str, dict]:
+    """Count the samples that were skipped, by reason, and by source and reason."""
     from datamodules.bad_samples import count_bad_samples
 
     path = getattr(recipe.data, "bad_sample_file", None)
-    if path is None or not Path(path).is_file():
-        return {}
-    counts: dict[str, int] = {}
-    for (_, reason), count in count_bad_samples(path).items():
-        counts[reason] = counts.get(reason, 0) + count
-    return counts
+    by_reason: dict[str, int] = {}
+    by_source: dict[str, dict[str, int]] = {}
+    if path is not None and Path(path).is_file():
+        for (source, reason), count in sorted(count_bad_samples(path).items()):
+            by_reason[reason] = by_reason.get(reason, 0) + count
+            by_source.setdefault(source, {})[reason] = count
+    return {"bad_samples": by_reason, "bad_samples_by_source": by_source}
 
 
 def check_request(recipe: run.Partial) -> None:

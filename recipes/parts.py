@@ -14,9 +14,11 @@ from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
 
+from datamodules.conversation_module import ConversationDataModule
+from datamodules.energon import EnergonDataModule
 from datamodules.preloaded import PreloadedDataModule
 from recipes.checkpoints import StageCheckpoint
-from recipes.rows import LayoutRow, Precision, StageRow, check_batch
+from recipes.rows import LayoutRow, Precision, StageRow, check_batch, look_up
 from recipes.start import StartOrResume
 from recipes.step_log import StepLog
 
@@ -175,24 +177,44 @@ def resume(init_from: str) -> run.Config:
     return run.Config(StartOrResume, init_from=init_from)
 
 
-def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str) -> run.Config:
-    """Build the data module; the user names the files (`data.train_paths=...`).
+DATA_MODULES: dict[str, type[ConversationDataModule]] = {
+    "files": PreloadedDataModule,
+    "shards": EnergonDataModule,
+}
+
+
+def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str, kind: str) -> run.Config:
+    """Build the data module; the user names the data.
 
     Rows are padded so that every rank's part of a sequence suits the matrix units: Transformer
     Engine's FP8 needs multiples of 16.
+
+    Args:
+        stage: what is trained on.
+        layout: how it is spread.
+        assets: checkpoint or run that has the tokenizer.
+        folder: of the run.
+        kind: "files" (`data.train_paths=...`) or "shards" (`data.path=...`).
+
+    Raises:
+        ValueError: an unknown kind.
     """
     ranks = layout.tensor_parallel if layout.sequence_parallel else 1
-    return run.Config(
-        PreloadedDataModule,
+    config = run.Config(
+        look_up(DATA_MODULES, "data", kind),
         assets=assets,
         seq_length=stage.seq_length,
         micro_batch_size=layout.micro_batch_size,
         global_batch_size=stage.global_batch_size,
         max_tiles=stage.max_tiles,
+        max_tiles_per_row=stage.max_tiles_per_row,
         pad_to_multiple_of=(16 if layout.precision == "fp8" else 8) * ranks,
         num_workers=layout.num_workers,
         bad_sample_file=f"{folder}/log/bad_samples.jsonl",
     )
+    if kind == "shards":
+        config.validation_split = None  # the trainer validates nothing, and blends have no split
+    return config
 
 
 def finetune(
@@ -204,17 +226,18 @@ def finetune(
     num_nodes: int,
     num_gpus_per_node: int,
     init_from: str,
+    data_kind: str,
 ) -> run.Partial:
     """Compose a run of `model` in `dir/name`, from the weights and assets of `init_from`.
 
     Raises:
-        ValueError: the global batch does not divide over the machines.
+        ValueError: the global batch does not divide over the machines, or an unknown kind of data.
     """
     check_batch(stage, layout, num_nodes, num_gpus_per_node)
     return run.Partial(
         llm.finetune,
         model=model,
-        data=data(stage, layout, assets=init_from, folder=f"{dir}/{name}"),
+        data=data(stage, layout, assets=init_from, folder=f"{dir}/{name}", kind=data_kind),
         trainer=trainer(stage, layout, num_nodes, num_gpus_per_node),
         log=log(stage, dir, name),
         resume=resume(init_from),

@@ -40,6 +40,10 @@ class StageRow:
     max_tiles: int
     """Tiles of one image, the thumbnail not counted."""
 
+    max_tiles_per_row: int | None = None
+    """Tiles of all images of a sample, or of a packed row: what memory is planned for. None where
+    tiles take positions of the text, so that `seq_length` bounds them."""
+
     save_every_steps: int
     keep_checkpoints: int
     starts_from: str

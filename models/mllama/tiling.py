@@ -7,11 +7,16 @@ transformers' MllamaImageProcessor bit by bit, floating point arithmetic include
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import torch
 from PIL import Image
+
+# Resizes an RGB image to a width and a height: uint8 [height, 3, width].
+Resize = Callable[[Image.Image, int, int], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +102,26 @@ def on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, opaque).convert("RGB")
 
 
-def cut_tiles(image: Image.Image, tile_size: int, max_tiles: int) -> np.ndarray:
+def resize_exactly(image: Image.Image, width: int, height: int) -> torch.Tensor:
+    """Resizes as the published processor does.
+
+    Returns:
+        uint8 [height, 3, width].
+    """
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(resized)).permute(0, 2, 1)
+
+
+def cut_tiles(
+    image: Image.Image, tile_size: int, max_tiles: int, resize: Resize = resize_exactly
+) -> np.ndarray:
     """Cuts an image into the tiles of its canvas, row by row from the upper left.
 
     Args:
         image: Any PIL image.
         tile_size: Side of a tile in pixels.
         max_tiles: Largest number of tiles.
+        resize: Gives the image another size.
 
     Returns:
         uint8 [tiles, 3, tile_size, tile_size]; padding is 0.
@@ -111,8 +129,9 @@ def cut_tiles(image: Image.Image, tile_size: int, max_tiles: int) -> np.ndarray:
     image = on_white(image)
     canvas = choose_canvas(image.width, image.height, tile_size, max_tiles)
     width, height = fitted_size(image.width, image.height, tile_size, canvas)
-    pixels = np.zeros((canvas.rows * tile_size, canvas.columns * tile_size, 3), dtype=np.uint8)
-    pixels[:height, :width] = image.resize((width, height), Image.Resampling.BILINEAR)
-    grid = pixels.reshape(canvas.rows, tile_size, canvas.columns, tile_size, 3)
-    tiles = grid.transpose(0, 2, 4, 1, 3).reshape(canvas.tiles, 3, tile_size, tile_size)
-    return np.ascontiguousarray(tiles)
+    # Colours are sorted row by row: a whole image at once would leave the cache.
+    pixels = torch.zeros(canvas.rows * tile_size, 3, canvas.columns * tile_size, dtype=torch.uint8)
+    pixels[:height, :, :width] = resize(image, width, height)
+    grid = pixels.view(canvas.rows, tile_size, 3, canvas.columns, tile_size)
+    tiles = grid.permute(0, 3, 2, 1, 4).contiguous()
+    return tiles.view(canvas.tiles, 3, tile_size, tile_size).numpy()

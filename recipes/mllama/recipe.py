@@ -72,6 +72,7 @@ def finetune_recipe(
     size: Size = "nano",
     init_from: str | None = None,
     precision: str | None = None,
+    data: str = "files",
 ) -> run.Partial:
     """Compose a fine-tuning.
 
@@ -89,6 +90,7 @@ def finetune_recipe(
         size: nano, 11b or 90b.
         init_from: checkpoint or run to start from; the default is `dir/imported`.
         precision: fp32, bf16 or fp8; the default is the layout's.
+        data: "files" (JSON or JSONL with image folders) or "shards" (tar shards and blends).
 
     Returns:
         A call of nemo.collections.llm.finetune that any NeMo-Run executor can run.
@@ -112,6 +114,7 @@ def finetune_recipe(
         if num_gpus_per_node is None
         else num_gpus_per_node,
         init_from=start,
+        data_kind=data,
     )
     if is_lora:
         recipe.peft = run.Config(LanguageLoRA, **LORA_OPTIONS)

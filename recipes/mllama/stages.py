@@ -29,6 +29,8 @@ _FULL = StageRow(
     adam_eps=1e-5,
     clip_grad=1.0,
     max_tiles=4,
+    # Four images of four tiles: images take no positions of the text, so nothing else bounds them.
+    max_tiles_per_row=16,
     save_every_steps=580,
     keep_checkpoints=1,
     starts_from="imported",

@@ -72,6 +72,7 @@ def finetune_recipe(
     size: Size = "nano",
     init_from: str | None = None,
     precision: str | None = None,
+    data: str = "files",
 ) -> run.Partial:
     """Compose one stage.
 
@@ -86,6 +87,7 @@ def finetune_recipe(
         init_from: checkpoint or run to start from; the default is `dir` + the stage before
             (`dir/assembled` for align).
         precision: fp32, bf16 or fp8; the default is the layout's.
+        data: "files" (JSON or JSONL with image folders) or "shards" (tar shards and blends).
 
     Returns:
         A call of nemo.collections.llm.finetune that any NeMo-Run executor can run.
@@ -111,6 +113,7 @@ def finetune_recipe(
         num_nodes=num_nodes,
         num_gpus_per_node=gpus,
         init_from=start,
+        data_kind=data,
     )
 
 
@@ -124,6 +127,7 @@ def pretrain_recipe(
     size: Size = "nano",
     init_from: str | None = None,
     precision: str | None = None,
+    data: str = "files",
 ) -> run.Partial:
     """Compose the stage `pretrain`; the arguments are those of `finetune_recipe`."""
     return finetune_recipe(
@@ -136,4 +140,5 @@ def pretrain_recipe(
         size=size,
         init_from=init_from,
         precision=precision,
+        data=data,
     )

@@ -273,3 +273,77 @@ def new_assets():
 def new_image():
     """Writes an image of noise."""
     return save_image
+
+
+@pytest.fixture(scope="session")
+def crude(tmp_path_factory):
+    """Prepared shards of conversations: 23 for training, 11 for validation."""
+    from tests.datamodules import energon_data as data
+
+    splits = {
+        "train": [data.good_sample(number) for number in range(data.TRAIN)],
+        "val": [data.good_sample(number, "v") for number in range(data.VALIDATION)],
+    }
+    return data.write_set(tmp_path_factory.mktemp("energon") / "crude", splits)
+
+
+@pytest.fixture(scope="session")
+def train_keys(crude):
+    from tests.datamodules.energon_data import TRAIN, keys_of
+
+    return keys_of(crude, "train", [f"s{number:04d}" for number in range(TRAIN)])
+
+
+@pytest.fixture(scope="session")
+def energon_encoder(assets):
+    from datamodules.sample_encoder import open_encoder
+
+    encoder = open_encoder(assets, 128)
+    encoder.prepare()
+    return encoder
+
+
+@pytest.fixture
+def make_energon(energon_encoder):
+    """Makes a loader over shards; loaders end with the test."""
+    from megatron.energon import WorkerConfig
+
+    from datamodules.bad_samples import BadSampleLog
+    from datamodules.energon_loaders import evaluation_batches, training_batches
+    from datamodules.energon_shards import open_shards
+    from datamodules.energon_task import ConversationTask
+    from datamodules.packing import Room
+    from tests.datamodules.energon_data import MICRO_BATCH
+
+    def make(paths, split="train", *, workers=0, rank=0, ranks=1, seed=7, **options):
+        paths = [paths] if isinstance(paths, str) else paths
+        training = options.pop("training", True)
+        weights = options.pop("weights", None)
+        log = options.pop("log", None) or BadSampleLog(None, 100)
+        config = WorkerConfig(rank=rank, world_size=ranks, num_workers=workers, seed_offset=seed)
+        shards = open_shards(
+            paths,
+            weights,
+            split,
+            config,
+            training=training,
+            max_samples_per_sequence=4 if training else None,
+        )
+        collate = options.pop("encoder", energon_encoder).collator(8, None)
+        task = ConversationTask(
+            energon_encoder,
+            collate,
+            log,
+            fill=not training,
+            room=Room(positions=128),
+            decode_log=options.pop("decode_log", log),
+        )
+        if training:
+            defaults = {"shuffle_buffer_size": 6, "packing_buffer_size": None, "remembered": 8}
+            options = defaults | options
+            return training_batches(shards, task, config, micro_batch_size=MICRO_BATCH, **options)
+        return evaluation_batches(
+            shards, task, config, micro_batch_size=MICRO_BATCH, **{"multiple_of": 1, **options}
+        )
+
+    return make

@@ -95,3 +95,23 @@ def write_blend(file: Path, splits: dict[str, list[tuple[str, float]]]) -> str:
     }
     file.write_text(yaml.safe_dump(content))
     return str(file)
+
+
+TRAIN, VALIDATION = 23, 11
+MICRO_BATCH = 2
+
+
+def keys_of(folder: str, split: str, names: list[str], per_shard: int = 5) -> list[str]:
+    return [
+        f"{folder}/{split}-{number // per_shard}.tar/{name}" for number, name in enumerate(names)
+    ]
+
+
+def read(loader, count: int) -> list[list[str]]:
+    """The sample keys of so many micro-batches."""
+    batches = iter(loader)
+    return [next(batches)["sample_keys"] for _ in range(count)]
+
+
+def flat(batches: list[list[str]]) -> list[str]:
+    return [key for batch in batches for key in batch]

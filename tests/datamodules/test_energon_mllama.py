@@ -1,9 +1,6 @@
 """Tar shards and files give MLlama the same micro-batches: one encoder stands behind both."""
 
 import json
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,8 +14,7 @@ from datamodules.images import ImageFolder
 from datamodules.packing import Room
 from datamodules.sample_encoder import open_encoder
 from sample_loaders.conversation import parse_llava
-
-data = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("energon_data.py"))))
+from tests.datamodules import energon_data as data
 
 MICRO_BATCH = 3
 

@@ -80,7 +80,7 @@ def test_agrees_with_the_published_processor(
     make_llama_encoder, make_record, images, processor, name
 ):
     record, texts, names = make(make_record, name)
-    encoder = make_llama_encoder()
+    encoder = make_llama_encoder(image_resize="exact")
     encoded = encoder.encode(parsed(record))
     messages = []
     for number, text in enumerate(texts):
@@ -249,7 +249,8 @@ def test_fewer_tiles_than_the_model_has(
     full = make_llama_encoder(image_folder=folder).encode(sample)
     # The id is one of the model's eight canvases, whatever the bound of the data is.
     for max_tiles, tiles, ratio in ((4, 4, 6), (2, 2, 5), (1, 1, 1)):
-        encoded = make_llama_encoder(max_tiles=max_tiles, image_folder=folder).encode(sample)
+        encoder = make_llama_encoder(max_tiles=max_tiles, image_folder=folder, image_resize="exact")
+        encoded = encoder.encode(sample)
         with Image.open(tmp_path / "tall.png") as picture:
             expected = processor.image_processor(
                 picture, max_image_tiles=max_tiles, do_rescale=False, do_normalize=False

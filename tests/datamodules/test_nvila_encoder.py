@@ -83,7 +83,7 @@ def test_several_images_in_one_turn_and_in_later_turns(make_encoder, make_record
         "<image><image>\nQ", "A", "now <image>\n", "B", image=["wide.png", "one.png", "one.png"]
     )
     encoded = check(
-        make_encoder(),
+        make_encoder(image_resize="exact"),
         parsed(record),
         HEAD + f"<|im_start|>user\n{tile_text(4)}{tile_text(1)}Q<|im_end|>\n"
         f"<|im_start|>assistant\nA<|im_end|>\n<|im_start|>user\nnow {tile_text(1)}<|im_end|>\n"

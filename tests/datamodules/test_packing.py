@@ -24,7 +24,7 @@ def best_fill(lengths, room):
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=9),
     room=st.integers(40, 80),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_row_is_as_full_as_it_can_be_with_the_oldest_sample(lengths, room):
     row = fill_row(lengths, [0] * len(lengths), Room(positions=room))
     assert row[0] == 0
@@ -35,7 +35,7 @@ def test_the_row_is_as_full_as_it_can_be_with_the_oldest_sample(lengths, room):
 @given(
     samples=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 6)), min_size=1, max_size=9),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_neither_bound_is_passed(samples):
     lengths, tiles = zip(*samples, strict=True)
     row = fill_row(lengths, tiles, Room(positions=60, tiles=8))

@@ -180,6 +180,8 @@ def test_a_training_job_runs_through_nemo_run_and_reports_bad_samples(
     assert figures["steps"] == 2
     assert set(figures["bad_samples"]) == {"missing_image", "unreadable_image"}
     assert figures["bad_samples"]["missing_image"] >= 16
+    (counts,) = figures["bad_samples_by_source"].values()
+    assert counts == figures["bad_samples"]
     listed = (tmp_path / "runs" / "align" / "log" / "bad_samples.jsonl").read_text()
     assert "absent.jpg" in listed
     assert "cut.jpg" in listed

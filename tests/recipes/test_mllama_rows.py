@@ -118,3 +118,36 @@ def test_a_wrong_request_gets_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         finetune_recipe(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["mllama", "nvila"])
+def test_shards_instead_of_files(family):
+    import importlib
+
+    import fiddle as fdl
+    from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
+
+    from datamodules.energon import EnergonDataModule
+
+    finetune_recipe = importlib.import_module(f"recipes.{family}").finetune_recipe
+    files, shards = finetune_recipe(data="files"), finetune_recipe(data="shards")
+    shards.data.path = "wds"
+    module = fdl.build(shards.data)
+    assert type(module) is EnergonDataModule
+    assert module.validation_split is None
+    assert module.max_tiles_per_row == (16 if family == "mllama" else None)
+    for name in (
+        "assets",
+        "seq_length",
+        "global_batch_size",
+        "micro_batch_size",
+        "max_tiles",
+        "pad_to_multiple_of",
+        "num_workers",
+        "bad_sample_file",
+    ):
+        assert getattr(shards.data, name) == getattr(files.data, name)
+    serializer = ZlibJSONSerializer()
+    assert serializer.deserialize(serializer.serialize(shards)) == shards
+    with pytest.raises(ValueError, match="data.*tape.*files, shards"):
+        finetune_recipe(data="tape")

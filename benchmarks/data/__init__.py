@@ -1,0 +1,1 @@
+"""Figures of the data path, each beside peers in the same run."""

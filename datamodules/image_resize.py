@@ -69,6 +69,8 @@ def cut_rows(rows: torch.Tensor, tiles: np.ndarray) -> None:
 
 
 def _resize(pixels: torch.Tensor, width: int, height: int, resample: _Filter) -> torch.Tensor:
+    if pixels.shape[:2] == (height, width):
+        return pixels.permute(0, 2, 1)
     old_height = pixels.shape[0]
     wide = _resample(pixels, width, old_height, resample)
     length = 3 * width

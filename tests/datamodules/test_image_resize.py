@@ -21,7 +21,7 @@ from sample_loaders.conversation import parse_llava
 FILTERS = {
     # The largest difference in levels. Bicubic rings around edges, in both passes.
     "bicubic": (resize_bicubic, Image.Resampling.BICUBIC, 2),
-    "bilinear": (resize_bilinear, Image.Resampling.BILINEAR, 1),
+    "bilinear": (resize_bilinear, Image.Resampling.BILINEAR, 2),
 }
 SIZES = [(1, 1), (1, 300), (300, 1), (17, 5), (56, 56), (57, 56), (56, 57), (100, 75), (75, 100)]
 SIZES += [(168, 56), (55, 170), (640, 480), (333, 1000), (1000, 333), (701, 703), (1280, 720)]

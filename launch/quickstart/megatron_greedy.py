@@ -60,7 +60,7 @@ def greedy_answers(
     tokenizer = AutoTokenizer.from_pretrained(assets)
     ends = GenerationConfig.from_pretrained(assets).eos_token_id
     end_ids = {ends} if isinstance(ends, int) else set(ends)
-    encoder = open_encoder(str(assets), _SEQ_LENGTH)
+    encoder = open_encoder(str(assets), _SEQ_LENGTH, image_resize="exact")
     encoder.prepare()
     store = ImageFolder(image_folder)
     answers = {}

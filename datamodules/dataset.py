@@ -144,9 +144,7 @@ class TrainingSamples(Dataset):
         Raises:
             TooManyBadSamples: Too many in a row could not be used.
         """
-        sample = self._first_good(number, lambda source, row: source.encode(row, self.encoder))
-        self.log.accept()
-        return sample
+        return self._first_good(number, lambda source, row: source.encode(row, self.encoder))
 
     def plan(self, number: int) -> PlannedSample:
         """Plans the sample with this global number.
@@ -154,9 +152,7 @@ class TrainingSamples(Dataset):
         Raises:
             TooManyBadSamples: Too many in a row could not be used.
         """
-        sample = self._first_good(number, lambda source, row: source.plan(row, self.encoder))
-        self.log.accept()
-        return sample
+        return self._first_good(number, lambda source, row: source.plan(row, self.encoder))
 
     def _first_good(self, number: int, read: Callable[[Source, int], Read]) -> Read:
         index, position = self.blend[number]
@@ -165,9 +161,12 @@ class TrainingSamples(Dataset):
         while True:
             try:
                 with self.watch.reading(source.key(position), source.name):
-                    return read(source, position)
+                    sample = read(source, position)
             except BadSample as error:
                 self.log.skip(source.key(position), source.name, error)
+            else:
+                self.log.accept()
+                return sample
             attempt += 1
             position = mix(self.blend.seed, number, attempt) % len(source)
 

@@ -1,6 +1,7 @@
 """What Energon does with a sample: encode and collate, skip what is bad, hide nothing."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from megatron.energon import Cooker, SkipSample, TaskEncoder, VQASample, WorkerConfig
@@ -16,6 +17,7 @@ from datamodules.energon_images import ShardImages
 from datamodules.energon_packing import RowPacking, ShardPlan
 from datamodules.packing import Room
 from datamodules.read_watch import ReadWatch
+from datamodules.row_decoding import Decoding, decode_row
 from datamodules.sample_encoder import Collator, SampleEncoder
 from sample_loaders.energon import RECORD_PART, ShardSample, cook_parts, read_vqa
 from sample_loaders.errors import BadSample, Reason
@@ -104,17 +106,19 @@ class ConversationTask(TaskEncoder):
         Raises:
             TooManyBadSamples: Too many in a row could not be used.
         """
-        decoded = []
-        for sample in row:
-            try:
-                decoded.append(self.encoder.decode(sample.plan, sample.images))
-            except BadSample as error:
-                self.decode_log.skip(sample.plan.key, sample.source, error)
-            except SYSTEM_EXCEPTIONS as error:
-                raise RuntimeError(f"Decoding {sample.plan.key} failed: {error!r}.") from error
-            else:
-                self.decode_log.accept()
-        return decoded or [self.encoder.filler(FILLER_KEY)]
+        decodings = (
+            Decoding(
+                key=sample.plan.key, source=sample.source, decode=partial(self._decode, sample)
+            )
+            for sample in row
+        )
+        return decode_row(decodings, self.decode_log, partial(self.encoder.filler, FILLER_KEY))
+
+    def _decode(self, sample: ShardPlan) -> Any:
+        try:
+            return self.encoder.decode(sample.plan, sample.images)
+        except SYSTEM_EXCEPTIONS as error:
+            raise RuntimeError(f"Decoding {sample.plan.key} failed: {error!r}.") from error
 
     def batch_rows(self, rows: list[list[Any]]) -> dict[str, Any]:
         """Collates packed rows."""

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -13,8 +14,8 @@ from datamodules.collate import Encoded
 from datamodules.dataset import ENDLESS, FILLER_KEY, PlannedSample, TrainingSamples
 from datamodules.lanes import Lane, LaneState
 from datamodules.packing import Room
+from datamodules.row_decoding import Decoding, decode_row
 from datamodules.sample_encoder import Collator
-from sample_loaders.errors import BadSample
 
 LaneStates = dict[int, LaneState]
 
@@ -97,18 +98,18 @@ class PackedStream(IterableDataset):
             yield after, self.collate.packed(rows)
 
     def _decode(self, row: Sequence[PlannedSample]) -> list[Encoded]:
-        """Decodes the samples of a row; where an image is damaged, the row gets shorter."""
-        encoder = self.samples.encoder
-        decoded = []
-        for sample in row:
-            try:
-                with self.samples.watch.reading(sample.plan.key, sample.source.name):
-                    decoded.append(sample.decode(encoder))
-            except BadSample as error:
-                self.decode_log.skip(sample.plan.key, sample.source.name, error)
-            else:
-                self.decode_log.accept()
-        return decoded or [encoder.filler(FILLER_KEY)]
+        decodings = (
+            Decoding(
+                key=sample.plan.key, source=sample.source.name, decode=partial(self._read, sample)
+            )
+            for sample in row
+        )
+        filler = partial(self.samples.encoder.filler, FILLER_KEY)
+        return decode_row(decodings, self.decode_log, filler)
+
+    def _read(self, sample: PlannedSample) -> Encoded:
+        with self.samples.watch.reading(sample.plan.key, sample.source.name):
+            return sample.decode(self.samples.encoder)
 
     def _row(self, lane: Lane[PlannedSample], step: int) -> list[PlannedSample]:
         """Takes the lane to a step, counted from where this stream began."""

@@ -57,17 +57,19 @@ class RawSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """A record that is no sample.
+    """A record that is no sample, or an image that its record does without.
 
     Attributes:
-        key: Names the record as a sample's key does.
+        key: Names the record as a sample's key does, or the image.
         reason: Why.
         message: One sentence for a person.
+        is_image: Whether it is only an image.
     """
 
     key: str
     reason: RejectionReason
     message: str
+    is_image: bool = False
 
 
 class Reader(Protocol):

@@ -1,7 +1,6 @@
 """Reads, filters and writes one unit; what it leaves is either whole or absent."""
 
 import os
-import re
 import shutil
 import uuid
 from collections import Counter
@@ -25,8 +24,6 @@ from preparation.units import Unit
 Advance = Callable[[int, int, int], None]
 _SAMPLES_BETWEEN_REPORTS = 64
 PARTIAL = ".partial-"
-# How readers name an image of a record.
-_IMAGE_KEY = re.compile(r".*/image-[0-9]+", re.DOTALL)
 
 
 @dataclass(slots=True)
@@ -92,14 +89,14 @@ class UnitWorker:
                 for raw in self._reader.read(piece):
                     assert raw.key not in seen, f"two records are called {raw.key}"
                     seen.add(raw.key)
-                    read += not _is_image(raw)
+                    read += not (isinstance(raw, Rejected) and raw.is_image)
                     result: Accepted | RawSample | Rejected = raw
                     if isinstance(raw, RawSample):
                         progress.add(sum(len(image.data) for image in raw.images))
                         similarity.see(raw)
                         result = self._judge(raw)
                     if isinstance(result, Rejected):
-                        counts = images_left_out if _is_image(raw) else rejected
+                        counts = images_left_out if result.is_image else rejected
                         counts[result.reason] += 1
                         line = rejected_line(result.key, result.reason, result.message)
                         rejected_list.write(line)
@@ -151,11 +148,6 @@ class UnitWorker:
                 (image.bits or 0, is_hashed, len(image.data), header.width, header.height)
             )
         tally.keys.append(key)
-
-
-def _is_image(item: RawSample | Rejected) -> bool:
-    """Tells whether a reader leaves only an image out of a sample, not a record."""
-    return isinstance(item, Rejected) and _IMAGE_KEY.fullmatch(item.key) is not None
 
 
 class _SimilarityCheck:

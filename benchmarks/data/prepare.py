@@ -1,7 +1,9 @@
 """MB/s of `prepare` beside `tar` and the tutorial's ShardWriter loop, over the same files.
 
-Every command is a fresh process, and its time includes its start. `prepare` checks, hashes and
-decodes every image; the others copy. The source is read once before, so that all find it cached.
+Every command is a fresh process, and its time includes its start; how long `prepare` takes for a
+single sample is told apart, and the last column leaves it out. `prepare` checks, hashes and decodes
+every image; the others copy. The source is read once before, so that all find it cached,
+and is large enough that there are several shards for each process.
 
     python -m benchmarks.data.prepare [MEGABYTES]
 """
@@ -21,6 +23,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 ROUNDS = 3
+SAMPLES_PER_SHARD = 1000
 WIDTH, HEIGHT = 640, 480
 DISTINCT = 40
 SHARD_WRITER = """
@@ -53,8 +56,8 @@ def photograph(random: np.random.Generator) -> Image.Image:
     return Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
 
 
-def write_source(folder: Path, megabytes: int) -> int:
-    """Writes a LLaVA source of different files and returns its size in bytes."""
+def write_source(folder: Path, wanted_bytes: int) -> int:
+    """Writes a LLaVA source of different files and returns its size in bytes, or a little more."""
     random = np.random.default_rng(0)
     files = []
     for _ in range(DISTINCT):
@@ -63,7 +66,7 @@ def write_source(folder: Path, megabytes: int) -> int:
         files.append(stream.getvalue())
     (folder / "images").mkdir(parents=True)
     entries, size, number = [], 0, 0
-    while size < megabytes * 1_000_000:
+    while size < wanted_bytes:
         # Bytes behind the end of a JPEG make the files differ, and no decoder minds them.
         data = files[number % DISTINCT] + number.to_bytes(4, "little")
         name = f"images/{number:06d}.jpg"
@@ -83,6 +86,7 @@ def write_source(folder: Path, megabytes: int) -> int:
 def commands(source: Path, out: Path) -> dict[str, list[str]]:
     launch = [sys.executable, "-m", "launch", "prepare", str(source / "data.json")]
     launch += ["--format", "llava", "--image-folder", str(source), "--out", str(out)]
+    launch += ["--samples-per-shard", str(SAMPLES_PER_SHARD)]
     return {
         "tar cf": ["tar", "cf", str(out), "-C", str(source), "images", "data.json"],
         "ShardWriter loop": [sys.executable, "-c", SHARD_WRITER, str(source), str(out)],
@@ -104,19 +108,29 @@ def measure(command: list[str], out: Path) -> float:
 
 
 def main() -> None:
-    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    megabytes = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder) / "source", Path(folder) / "out"
-        size = write_source(source, megabytes)
+        source, single, out = (Path(folder) / name for name in ("source", "single", "out"))
+        size = write_source(source, megabytes * 1_000_000)
+        write_source(single, 1)
         named = commands(source, out)
+        alone = commands(single, out)["prepare --jobs 1"]
         seconds: dict[str, list[float]] = {name: [] for name in named}
+        start = []
         for _ in range(ROUNDS):
             for name, command in named.items():
                 seconds[name].append(measure(command, out))
-    rates = {name: size / 1e6 / statistics.median(values) for name, values in seconds.items()}
+            start.append(measure(alone, out))
+    start_seconds = statistics.median(start)
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
     print(f"{size / 1e6:.0f} MB of {WIDTH} x {HEIGHT} JPEG, median of {ROUNDS} rounds")
-    for name, rate in rates.items():
-        print(f"{name:20} {rate:7.1f} MB/s   {rate / rates['ShardWriter loop']:.2f} x ShardWriter")
+    print(f"prepare of a single sample: {start_seconds:.1f} s")
+    for name, taken in middle.items():
+        ratio = middle["ShardWriter loop"] / taken
+        line = f"{name:20} {size / 1e6 / taken:7.1f} MB/s   {ratio:.2f} x ShardWriter"
+        if name.startswith("prepare"):
+            line += f"   {size / 1e6 / (taken - start_seconds):.1f} MB/s after its start"
+        print(line)
 
 
 if __name__ == "__main__":

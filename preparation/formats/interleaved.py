@@ -280,4 +280,4 @@ def _unplaced(
 
 
 def _dropped(key: str, number: int, reason: RejectionReason, message: str) -> Rejected:
-    return Rejected(key=f"{key}/image-{number}", reason=reason, message=message)
+    return Rejected(key=f"{key}/image-{number}", reason=reason, message=message, is_image=True)

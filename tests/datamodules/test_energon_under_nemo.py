@@ -2,15 +2,14 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-data = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("energon_data.py"))))
+from tests.datamodules import energon_data as data
+
 ROOT = Path(__file__).parents[2]
 GLOBAL_BATCH = 8
 

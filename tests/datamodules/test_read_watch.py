@@ -103,11 +103,10 @@ def test_an_image_that_hangs_ends_the_run_by_name(
 
 
 def test_a_shard_that_hangs_ends_the_run_by_name(assets, tmp_path):
-    import runpy
+    from tests.datamodules import energon_data as data
 
-    data = runpy.run_path(str(Path(__file__).with_name("energon_data.py")))
-    samples = [data["good_sample"](number) for number in range(5)]
-    folder = data["write_set"](tmp_path / "some", {"train": samples})
+    samples = [data.good_sample(number) for number in range(5)]
+    folder = data.write_set(tmp_path / "some", {"train": samples})
     result = run(READ_SHARDS, assets, folder, "", tmp_path / "bad.jsonl", 0)
     assert result.returncode == 1, result.stderr[-2000:]
     assert f"of {folder} has not ended in read_timeout_seconds=2" in result.stderr

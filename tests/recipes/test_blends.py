@@ -1,6 +1,5 @@
 """The blends of Heron's stages, over small data sets of their names."""
 
-import runpy
 from pathlib import Path
 
 import pytest
@@ -8,11 +7,11 @@ import yaml
 from megatron.energon import WorkerConfig
 
 from datamodules.energon_shards import open_shards
+from tests.datamodules import energon_data as data
 
 ROOT = Path(__file__).resolve().parents[2]
 BLENDS = ROOT / "recipes" / "nvila" / "blends"
 SOURCES = {"align": 2, "pretrain": 8, "sft": 8}
-data = runpy.run_path(str(ROOT / "tests" / "datamodules" / "energon_data.py"))
 
 
 def parts_of(stage):
@@ -26,8 +25,8 @@ def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     names = sorted({part["path"] for stage in SOURCES for part in parts_of(stage)})
     for number, name in enumerate(names, start=1):
-        samples = [data["good_sample"](index, name) for index in range(number)]
-        data["write_set"](folder / name, {"train": samples})
+        samples = [data.good_sample(index, name) for index in range(number)]
+        data.write_set(folder / name, {"train": samples})
         meta = folder / name / ".nv-meta"
         (meta / "dataset.yaml").rename(meta / "crude.yaml")  # what `prepare` calls it
     return folder

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.steps_file import STEPS_FILE, read_steps
+from tests.recipes.steps import assert_same_steps, steps_of
 
 STEPS = 5
 LAYOUTS = {
@@ -52,7 +52,7 @@ def trained(start, run_training, tmp_path_factory):
         check=False,
     )
     assert status == -signal.SIGKILL
-    assert len(read_steps(folder / "killed" / STEPS_FILE)) == 3
+    assert len(steps_of(folder, "killed")) == 3
     run_training(
         [
             common | {"name": "whole"},
@@ -71,10 +71,6 @@ def parallel(trained, start, run_training):
     runs = [common | {"name": name} | layout for name, layout in LAYOUTS.items()]
     run_training(runs, num_processes=2)
     return trained
-
-
-def steps_of(folder, name):
-    return read_steps(folder / name / STEPS_FILE)
 
 
 def changes_of(folder, name):
@@ -109,10 +105,8 @@ def stored(checkpoint):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_do_not_depend_on_the_layout(parallel, layout):
     whole, other = steps_of(parallel, "whole"), steps_of(parallel, layout)
-    assert [row["step"] for row in other] == list(range(STEPS))
-    for one, two in zip(whole, other, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
-        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3), one["step"]
+    assert len(other) == STEPS
+    assert_same_steps(whole, other, loss=1e-4, grad_norm=1e-3)
     assert whole[-1]["loss"] < whole[0]["loss"] - 0.5
 
 
@@ -165,13 +159,9 @@ def test_bf16_saves_the_vision_encoder_too(trained):
 @pytest.mark.timeout(3600)
 def test_a_killed_run_goes_on_from_another_directory(trained, start):
     whole, resumed = steps_of(trained, "whole"), steps_of(trained, "killed")
-    assert [row["step"] for row in resumed] == list(range(STEPS))
-    for one, two in zip(whole, resumed, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        # Wrong moments would show in the norm of the next gradients.
-        assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
-        assert two["learning_rate"] == one["learning_rate"]
-        assert two["samples"] == one["samples"]
+    assert len(resumed) == STEPS
+    # Wrong moments would show in the norm of the next gradients.
+    assert_same_steps(whole, resumed, loss=1e-6, grad_norm=1e-5, learning_rate=0, samples=0)
     for name in ("whole", "killed"):
         path = last_checkpoint(trained, name) / "weights" / "adapter_metadata.json"
         assert json.loads(path.read_text())["model_ckpt_path"] == start["init_from"]

@@ -5,10 +5,12 @@
 JSON is a list of runs, done one after the other in the same processes:
 {"dir", "name", "init_from", "train_paths", "weights", "image_folder", "steps", "save_every",
 "kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
-"stage", "family", "peft_scheme", "peft": {...}, "working_directory"}; the family is nvila (stage
-sft) or mllama.
+"stage", "family", "peft_scheme", "peft": {...}, "working_directory", "trainer": {...},
+"batch_notes"}; the family is nvila (stage sft) or mllama. A run without train_paths reads shards,
+data.path. Each rank appends to the file batch_notes + its number what every micro-batch held.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -26,6 +28,7 @@ from nemo.utils.app_state import AppState
 
 import recipes.mllama
 import recipes.nvila
+from datamodules.energon_stream import EvaluationBatches, TrainingBatches
 
 
 class KillAt(pl.Callback, io.IOMixin):
@@ -72,8 +75,11 @@ def build(options):
         num_gpus_per_node=int(os.environ.get("WORLD_SIZE", "1")),
         precision=options.get("precision"),
         peft_scheme=options.get("peft_scheme", "none"),
+        data="files" if "train_paths" in options else "shards",
     )
     recipe.trainer.max_steps = options["steps"]
+    for name, value in options.get("trainer", {}).items():
+        setattr(recipe.trainer, name, value)
     recipe.log.ckpt.every_n_train_steps = options.get("save_every", 1000)
     for part in ("language_transformer_config", "vision_transformer_config"):
         for name, value in options.get("transformer", {}).items():
@@ -82,9 +88,8 @@ def build(options):
         setattr(recipe.trainer.strategy, name, value)
     for name, value in options.get("ddp", {}).items():
         setattr(recipe.trainer.strategy.ddp, name, value)
-    recipe.data.train_paths = options["train_paths"]
-    recipe.data.weights = options.get("weights")
-    recipe.data.image_folder = options["image_folder"]
+    for name in {"train_paths", "weights", "image_folder"} & options.keys():
+        setattr(recipe.data, name, options[name])
     for name, value in options.get("data", {}).items():
         setattr(recipe.data, name, value)
     if "peft_scheme" in options:
@@ -95,6 +100,23 @@ def build(options):
     if "kill_at_step" in options:
         recipe.trainer.callbacks.append(run.Config(KillAt, step=options["kill_at_step"]))
     return recipe
+
+
+@contextlib.contextmanager
+def batches_noted(path):
+    """Writes down what the readers of shards give: lines of [kind, sample keys]."""
+    rank = os.environ.get("RANK", "0")
+
+    def note(kind, batch):
+        with open(f"{path}{rank}", "a", encoding="utf-8") as file:
+            file.write(json.dumps([kind, batch["sample_keys"]]) + "\n")
+        return batch
+
+    give, go = TrainingBatches.__next__, EvaluationBatches.__iter__
+    TrainingBatches.__next__ = lambda self: note("train", give(self))
+    EvaluationBatches.__iter__ = lambda self: (note("validation", batch) for batch in go(self))
+    yield
+    TrainingBatches.__next__, EvaluationBatches.__iter__ = give, go
 
 
 def forget_the_run():
@@ -115,5 +137,9 @@ def forget_the_run():
 if __name__ == "__main__":
     for one in json.loads(sys.argv[1]):
         os.chdir(one.get("working_directory", "."))
-        run.run(build(one), direct=True)
+        noted = (
+            batches_noted(one["batch_notes"]) if "batch_notes" in one else contextlib.nullcontext()
+        )
+        with noted:
+            run.run(build(one), direct=True)
         forget_the_run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from math import prod
 from pathlib import Path
 
 import torch
@@ -14,13 +15,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from converters.checkpoint import write_checkpoint
+from converters.checkpoint_writer import fitting_structure, write_checkpoint
 from converters.hf_directory import write_assets
-from converters.hf_weights import read_weights
+from converters.hf_weights import HfWeights
+from converters.lazy import CastTensor, HeldTensor, LazyTensor, Stacked, row_ranges
 from converters.mapping import to_megatron
 from converters.nvila import nvila_table
-from converters.output import new_directory
+from converters.output import new_directory, refuse_existing
 from converters.parents import read_parent_config
+from converters.request import DEFAULT, Request, in_one_dtype, plan, total_bytes
 from models.nvila.config import config_from_hf
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.nvila.projector import build_projector
@@ -39,12 +42,13 @@ def assemble(
     projector: str = "mlp_downsample_2x2_fix",
     max_tiles: int = 12,
     seed: int = 1234,
+    request: Request = DEFAULT,
 ) -> dict[str, object]:
     """Write a NeMo checkpoint made of two Hugging Face models and a fresh projector.
 
     The vocabulary becomes exactly the tokenizer's: the padding rows of the published Qwen tables
     are cut and each new row is the mean of the rows before it, as in the published code. All parts
-    take the dtype of the language model.
+    take the dtype of the language model, or the requested one.
 
     Args:
         llm: Hugging Face directory of a Qwen2 model with a tokenizer and a chat template.
@@ -53,42 +57,56 @@ def assemble(
         projector: mlp_downsample_2x2_fix or mlp_downsample_3x3_fix.
         max_tiles: tiles of one image at inference, the thumbnail not counted.
         seed: of the projector's initialisation (PyTorch's defaults).
+        request: how to convert.
 
     Returns:
-        Figures about what was written.
+        Figures about what was written, or would be.
 
     Raises:
-        ValueError: an input is no model of the expected family, or `out` is not empty.
+        ValueError: an input is no model of the expected family, or `out` is not empty or has no
+            room.
     """
-    with new_directory(out) as folder:
-        text_config = read_parent_config(llm, Qwen2Config, "llm")
-        vision_config = read_parent_config(vision, SiglipVisionConfig, "vision")
-        tokenizer = _load_tokenizer(llm)
-        known = len(tokenizer)
-        _extend_tokenizer(tokenizer)
-        language = _resize_vocabulary(
-            read_weights(llm, "llm."), known, len(tokenizer), text_config.tie_word_embeddings
-        )
-        text_config.vocab_size = len(tokenizer)
-        description = NVILALiteConfig(
-            text_config=text_config,
-            vision_config=vision_config,
-            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-            newline_token_id=_newline_id(tokenizer, llm),
-            mm_projector_type=projector,
-            max_tiles=max_tiles,
-        )
-        dtype = language["llm.model.embed_tokens.weight"].dtype
-        description.torch_dtype = dtype
-        tensors = language | _vision_tensors(vision, dtype) | _fresh_projector(description, seed)
-        config = config_from_hf(description)
-        with tempfile.TemporaryDirectory() as assets:
-            write_assets(Path(assets), description, tokenizer)
-            write_checkpoint(
-                folder, config, to_megatron(nvila_table(config), tensors), Path(assets)
-            )
+    refuse_existing(out)
+    text_config = read_parent_config(llm, Qwen2Config, "llm")
+    vision_config = read_parent_config(vision, SiglipVisionConfig, "vision")
+    tokenizer = _load_tokenizer(llm)
+    known = len(tokenizer)
+    _extend_tokenizer(tokenizer)
+    llm_weights, vision_weights = HfWeights(llm, "llm."), HfWeights(vision, "vision_tower.")
+    language = in_one_dtype(llm_weights.tensors, request.dtype, f"llm: {llm}")
+    language = _resize_vocabulary(language, known, len(tokenizer), text_config.tie_word_embeddings)
+    text_config.vocab_size = len(tokenizer)
+    description = NVILALiteConfig(
+        text_config=text_config,
+        vision_config=vision_config,
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        newline_token_id=_newline_id(tokenizer, llm),
+        mm_projector_type=projector,
+        max_tiles=max_tiles,
+    )
+    dtype = next(iter(language.values())).dtype
+    description.torch_dtype = dtype
+    tensors = (
+        language | _vision_tensors(vision_weights, dtype) | _fresh_projector(description, seed)
+    )
+    config = config_from_hf(description)
+    megatron = to_megatron(nvila_table(config), tensors)
+    if request.dry_run:
+        fitting_structure(config, megatron)
+        return plan(megatron, out)
+
+    def release() -> None:
+        llm_weights.release()
+        vision_weights.release()
+
+    with (
+        new_directory(out, total_bytes(megatron)) as folder,
+        tempfile.TemporaryDirectory() as assets,
+    ):
+        write_assets(Path(assets), description, tokenizer)
+        write_checkpoint(folder, config, megatron, Path(assets), release, request.jobs)
     return {
-        "parameters": sum(tensor.numel() for tensor in tensors.values()),
+        "parameters": sum(prod(tensor.shape) for tensor in tensors.values()),
         "dtype": str(dtype).removeprefix("torch."),
         "vocabulary": len(tokenizer),
     }
@@ -127,8 +145,8 @@ def _newline_id(tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> int:
 
 
 def _resize_vocabulary(
-    tensors: dict[str, Tensor], known: int, vocabulary: int, tied: bool
-) -> dict[str, Tensor]:
+    tensors: dict[str, LazyTensor], known: int, vocabulary: int, tied: bool
+) -> dict[str, LazyTensor]:
     """Cut the embedding (and the output layer) to `known` rows and add means up to `vocabulary`.
 
     The rows that Qwen's tables have beyond its tokenizer were never trained: they are no start for
@@ -139,29 +157,42 @@ def _resize_vocabulary(
     if tied:
         resized.pop(head, None)  # a stored copy of the embedding
     for name in ("llm.model.embed_tokens.weight", head):
-        if name not in resized:
-            continue
-        table = resized[name][:known]
-        while table.shape[0] < vocabulary:
-            mean = table.float().mean(dim=0, keepdim=True).to(table.dtype)
-            table = torch.cat([table, mean])
-        resized[name] = table
+        if name in resized:
+            resized[name] = _with_means(resized[name], known, vocabulary)
     return resized
 
 
-def _vision_tensors(vision: str | Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Read the vision tower; the pooling head of a full SigLIP model is not part of NVILA."""
-    kept = {}
-    for name, tensor in read_weights(vision).items():
-        if name.startswith("vision_model.") and not name.startswith("vision_model.head."):
-            kept[f"vision_tower.{name}"] = tensor.to(dtype)
-    return kept
+def _with_means(table: LazyTensor, known: int, vocabulary: int) -> LazyTensor:
+    """Return the first `known` rows, and behind them rows that are the mean of all before."""
+    kept = min(known, vocabulary, table.rows)
+    total = torch.zeros(table.shape[1], dtype=torch.float64)
+    for start, stop in row_ranges(kept, table.nbytes):
+        total += table.read(start, stop).double().sum(dim=0)
+    added: list[Tensor] = []
+    for count in range(kept, vocabulary):
+        row = (total / count).to(table.dtype)
+        added.append(row)
+        total += row.double()
+    runs: list[tuple[LazyTensor | None, int, int]] = [(table, 0, kept)]
+    if added:
+        runs.append((HeldTensor(torch.stack(added)), 0, len(added)))
+    return Stacked(tuple(runs), (vocabulary, table.shape[1]), table.dtype)
 
 
-def _fresh_projector(description: NVILALiteConfig, seed: int) -> dict[str, Tensor]:
+def _vision_tensors(weights: HfWeights, dtype: torch.dtype) -> dict[str, LazyTensor]:
+    """Take the vision tower; the pooling head of a full SigLIP model is not part of NVILA."""
+    tower = "vision_tower.vision_model."
+    return {
+        name: tensor if tensor.dtype == dtype else CastTensor(tensor, dtype)
+        for name, tensor in weights.tensors.items()
+        if name.startswith(tower) and not name.startswith(f"{tower}head.")
+    }
+
+
+def _fresh_projector(description: NVILALiteConfig, seed: int) -> dict[str, LazyTensor]:
     config = config_from_hf(description)
     config.params_dtype = description.torch_dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = build_projector(config).state_dict()
-    return {f"mm_projector.{name}": tensor for name, tensor in state.items()}
+    return {f"mm_projector.{name}": HeldTensor(tensor) for name, tensor in state.items()}

@@ -1,4 +1,4 @@
-"""Writing and reading a NeMo checkpoint of any family on one process, without a trainer."""
+"""A NeMo checkpoint of any family as a model on one process, without a trainer; and its context."""
 
 from __future__ import annotations
 
@@ -21,24 +21,18 @@ from nemo.lightning.io.pl import TrainerContext
 from torch import Tensor
 
 from converters.families import family_of
-from converters.family import Family
-from converters.mapping import ConversionError
+from converters.finished import open_checkpoint, weights_of
+from converters.mapping import refuse_other_shapes
+from converters.nemo_weights import PREFIX
 from models.adapter_paths import is_adapter_checkpoint
 from models.assets import ASSETS_FOLDER
-from models.checkpoint_paths import find_assets
 from models.family_config import FamilyConfig
-
-_PREFIX = "module."
-"""NeMo's checkpoints name a parameter by its place below the Lightning module."""
 
 _EXTRA_STATE = "_extra_state"
 """Transformer Engine's FP8 statistics: no Hugging Face tensor stands behind them."""
 
 _EMBEDDING = "language_model.embedding.word_embeddings.weight"
 """The one tensor that every family has; the others share its dtype."""
-
-_SHOWN = 12
-"""Differing tensors that a message names: a wrong width makes all of them differ."""
 
 
 @contextmanager
@@ -76,41 +70,6 @@ def model_tensors(model: MegatronModule) -> dict[str, Tensor]:
     }
 
 
-def write_checkpoint(
-    folder: Path, config: FamilyConfig, tensors: dict[str, Tensor], assets: Path
-) -> None:
-    """Write `weights/` and `context/` as NeMo does.
-
-    Args:
-        folder: an empty folder.
-        config: sizes.
-        tensors: every Megatron-Core tensor by name; the names must be the model's own.
-        assets: copied to `context/assets`; their config.json names the family.
-
-    Raises:
-        ConversionError: tensors of other shapes than the sizes ask for.
-    """
-    dtype = tensors[_EMBEDDING].dtype
-    with single_process():
-        module = build_model(config, dtype)
-        expected = model_tensors(module)
-        assert expected.keys() == tensors.keys(), expected.keys() ^ tensors.keys()
-        _refuse_other_shapes(
-            {name: tensor.shape for name, tensor in expected.items()},
-            {name: tensor.shape for name, tensor in tensors.items()},
-            "hf: the tensors do not fit config.json",
-        )
-        module.load_state_dict(tensors, strict=False)
-        weights = folder / "weights"
-        weights.mkdir()
-        dist_checkpointing.save(
-            {"sharded_state_dict": module.sharded_state_dict(prefix=_PREFIX)},
-            str(weights),
-            content_metadata={},
-        )
-    write_context(folder, config, assets)
-
-
 def write_context(folder: Path, config: FamilyConfig, assets: Path) -> None:
     """Write `context/`: NeMo's description of the model, and the assets."""
     config.assets = str(assets)
@@ -121,17 +80,6 @@ def write_context(folder: Path, config: FamilyConfig, assets: Path) -> None:
     TrainerContext(model=model, trainer=trainer, extra={}).io_dump(context, yaml_attrs=["model"])
     if not (context / ASSETS_FOLDER).is_dir():
         shutil.copytree(assets, context / ASSETS_FOLDER)
-
-
-def open_checkpoint(checkpoint: str | Path) -> tuple[Family, Path]:
-    """Return the family of a checkpoint and its assets folder; the weights are not read.
-
-    Raises:
-        ValueError: the folder is no finished checkpoint of a known family.
-    """
-    _weights_of(checkpoint)
-    assets = find_assets(checkpoint)
-    return family_of(assets, "ckpt"), assets
 
 
 def read_checkpoint(checkpoint: str | Path) -> tuple[FamilyConfig, dict[str, Tensor]]:
@@ -165,30 +113,20 @@ def load_model(
         from converters.lora import load_merged  # it loads the base through this function
 
         return load_merged(checkpoint, dtype)
-    weights = _weights_of(checkpoint)
+    weights = weights_of(checkpoint)
     config = family.describe(assets)
     module = build_model(config, dtype or stored_dtype(checkpoint))
     sharded = module.sharded_state_dict(
-        prefix=_PREFIX, metadata=dist_checkpointing.load_content_metadata(str(weights)) or {}
+        prefix=PREFIX, metadata=dist_checkpointing.load_content_metadata(str(weights)) or {}
     )
     sharded = {key: value for key, value in sharded.items() if not key.endswith(_EXTRA_STATE)}
     _check_weights_fit(weights, sharded)
     loaded = dist_checkpointing.load(
         {"state_dict": sharded}, str(weights), validate_access_integrity=False
     )
-    state = {name.removeprefix(_PREFIX): value for name, value in loaded["state_dict"].items()}
+    state = {name.removeprefix(PREFIX): value for name, value in loaded["state_dict"].items()}
     module.load_state_dict(state, strict=False)
     return config, module
-
-
-def _weights_of(checkpoint: str | Path) -> Path:
-    weights = Path(checkpoint) / "weights"
-    if not (weights / "metadata.json").is_file():
-        raise ValueError(
-            f"ckpt: {checkpoint} is not a finished NeMo checkpoint (weights/metadata.json is "
-            "missing); give the folder that holds weights and context."
-        )
-    return weights
 
 
 def stored_dtype(checkpoint: str | Path) -> torch.dtype:
@@ -197,9 +135,9 @@ def stored_dtype(checkpoint: str | Path) -> torch.dtype:
     Raises:
         ValueError: it holds no model of a known family.
     """
-    weights = _weights_of(checkpoint)
+    weights = weights_of(checkpoint)
     metadata = dist_checkpointing.load_tensors_metadata(str(weights))
-    key = f"{_PREFIX}{_EMBEDDING}"
+    key = f"{PREFIX}{_EMBEDDING}"
     if key not in metadata:
         raise ValueError(
             f"ckpt: {weights.parent} has no {key}; it is a checkpoint of another model family."
@@ -214,9 +152,9 @@ def _check_weights_fit(weights: Path, sharded: Mapping[str, Any]) -> None:
     stored = {
         name: tuple(tensor.global_shape)
         for name, tensor in dist_checkpointing.load_tensors_metadata(str(weights)).items()
-        if name.startswith(_PREFIX) and not name.endswith(_EXTRA_STATE)
+        if name.startswith(PREFIX) and not name.endswith(_EXTRA_STATE)
     }
-    _refuse_other_shapes(
+    refuse_other_shapes(
         {
             tensor.key: tuple(tensor.global_shape)
             for tensor in nested_values(wanted)
@@ -225,19 +163,3 @@ def _check_weights_fit(weights: Path, sharded: Mapping[str, Any]) -> None:
         stored,
         f"ckpt: the weights of {weights.parent} do not fit its context/assets/config.json",
     )
-
-
-def _refuse_other_shapes(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], sentence: str
-) -> None:
-    different = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    different += [f"{name} is surplus" for name in sorted(found.keys() - expected.keys())]
-    different += [
-        f"{name} has shape {list(found[name])}, expected {list(expected[name])}"
-        for name in sorted(expected.keys() & found.keys())
-        if tuple(expected[name]) != tuple(found[name])
-    ]
-    if different:
-        shown = "; ".join(different[:_SHOWN])
-        more = f"; and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
-        raise ConversionError(f"{sentence}: {shown}{more}.")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-from converters.checkpoint import open_checkpoint, read_checkpoint
 from converters.family import Family
-from converters.hf_weights import write_weights
-from converters.mapping import to_hf
-from converters.output import new_directory
+from converters.file_writer import FileTask, write_files
+from converters.finished import open_checkpoint
+from converters.hf_weights import plan_weights
+from converters.lazy import LazyTensor
+from converters.manifest import write_manifest
+from converters.mapping import refuse_other_shapes, to_hf
+from converters.nemo_weights import open_weights
+from converters.output import new_directory, refuse_existing
+from converters.request import DEFAULT, Request, figures, in_one_dtype, plan, total_bytes
 from models.adapter_paths import is_adapter_checkpoint
 
 LORA_EXPORTS = ("merged", "adapter")
@@ -24,6 +28,7 @@ def export_checkpoint(
     layout: str = "hf",
     lora: str | None = None,
     base: str | None = None,
+    request: Request = DEFAULT,
 ) -> dict[str, object]:
     """Export a checkpoint, from training or from `import`/`assemble`.
 
@@ -38,20 +43,21 @@ def export_checkpoint(
         lora: of a LoRA checkpoint: "merged" (also when None) for a whole model, "adapter" for the
             adapters alone, in a directory that peft loads.
         base: with "adapter", the Hugging Face model that it will be loaded onto.
+        request: how to convert.
 
     Returns:
-        Figures about what was written.
+        Figures about what was written, or would be.
 
     Raises:
         ValueError: no checkpoint of a known family, a layout that the family does not have, or
-            `out` is not empty.
+            `out` is not empty or has no room.
     """
     family, assets = open_checkpoint(ckpt)
     _check_lora(ckpt, layout, lora, base)
     if lora == "adapter":
         from converters.lora_directory import export_adapter  # peft takes seconds to import
 
-        return export_adapter(ckpt, out, base)
+        return export_adapter(ckpt, out, base, request)
     if layout not in family.layouts:
         raise ValueError(
             f"layout: {layout!r} does not exist for {family.name}; allowed are "
@@ -59,19 +65,25 @@ def export_checkpoint(
         )
     if layout == "hf":
         family.check_target(Path(out))
-    with new_directory(out) as folder:
-        config, megatron = read_checkpoint(ckpt)
-        tensors = to_hf(family.table(config), megatron)
+    refuse_existing(out)
+    table = family.table(family.describe(assets))
+    weights = open_weights(ckpt, [row.megatron_key for row in table])
+    tensors = in_one_dtype(to_hf(table, weights.tensors), request.dtype, f"ckpt: {ckpt}")
+    refuse_other_shapes(
+        family.hf_shapes(assets),
+        {name: tensor.shape for name, tensor in tensors.items()},
+        f"ckpt: the weights of {ckpt} do not fit its context/assets/config.json",
+    )
+    if request.dry_run:
+        return plan(tensors, out)
+    with new_directory(out, total_bytes(tensors)) as folder:
         if layout == "hf":
-            _write_hf_layout(family, folder, assets, tensors)
+            tasks = _plan_hf_layout(family, folder, assets, tensors)
         else:
-            family.write_layout(layout, folder, assets, tensors)
-    dtype = next(iter(tensors.values())).dtype
-    return {
-        "tensors": len(tensors),
-        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+            tasks = family.plan_layout(layout, folder, assets, tensors)
+        written = write_files(tasks, request.jobs, weights.release)
+        write_manifest(folder, {file.path: file.sha256 for file in written})
+    return figures(tensors)
 
 
 def _check_lora(ckpt: str | Path, layout: str, lora: str | None, base: str | None) -> None:
@@ -87,15 +99,15 @@ def _check_lora(ckpt: str | Path, layout: str, lora: str | None, base: str | Non
         raise ValueError(f"base: {base!r} is used with lora='adapter' only; leave it out.")
 
 
-def _write_hf_layout(
-    family: Family, folder: Path, assets: Path, tensors: dict[str, Tensor]
-) -> None:
+def _plan_hf_layout(
+    family: Family, folder: Path, assets: Path, tensors: Mapping[str, LazyTensor]
+) -> list[FileTask[None]]:
     shutil.copytree(assets, folder, dirs_exist_ok=True)
     family.write_code(folder)
-    write_weights(folder, tensors)
     path = folder / "config.json"
     description = json.loads(path.read_text(encoding="utf-8"))
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     for part in (description, description["text_config"], description["vision_config"]):
         part["torch_dtype"] = dtype
     path.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return plan_weights(folder, tensors)

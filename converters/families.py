@@ -83,6 +83,20 @@ def family_of(directory: str | Path, argument: str) -> Family:
     )
 
 
+def check_family(directory: Path, hf: str | Path, family: Family) -> None:
+    """Refuse a directory of another family.
+
+    Raises:
+        ValueError: config.json is missing or of another model type.
+    """
+    found = read_config(directory, "hf").get("model_type")
+    if found != family.model_type:
+        raise ValueError(
+            f"hf: {hf} holds a model of type {found!r}; {family.model_type} is expected"
+            f"{family.hint}."
+        )
+
+
 def read_config(directory: str | Path, argument: str) -> dict:
     """Read config.json of a Hugging Face directory.
 

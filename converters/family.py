@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,8 @@ from PIL.Image import Image
 from torch import Tensor
 from transformers import BatchFeature, PretrainedConfig
 
+from converters.file_writer import FileTask
+from converters.lazy import LazyTensor
 from converters.mapping import Row
 from models.family_config import FamilyConfig
 from models.training_module import TrainingModule
@@ -52,13 +55,17 @@ class Family(ABC):
     def table(self, config: FamilyConfig) -> list[Row]:
         """Return the rows that map every tensor."""
 
-    def table_names(self, hf: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Return a directory's tensors under the names of the table.
 
         Raises:
             ValueError: they do not fit the directory's config.json.
         """
-        return tensors
+        return dict(tensors)
+
+    @abstractmethod
+    def hf_shapes(self, assets: Path) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor of the Hugging Face model, as transformers builds it."""
 
     def complete_assets(self, assets: Path, source: str) -> None:
         """Make the files that a server needs and that can be derived from the others.
@@ -84,10 +91,14 @@ class Family(ABC):
         """Write the modelling code that an exported directory needs."""
         return
 
-    def write_layout(
-        self, layout: str, folder: Path, assets: Path, tensors: dict[str, Tensor]
-    ) -> None:
-        """Write an export in a layout of the family's own (any of `layouts` but hf)."""
+    def plan_layout(
+        self, layout: str, folder: Path, assets: Path, tensors: Mapping[str, LazyTensor]
+    ) -> list[FileTask[None]]:
+        """Write the small files of a layout of the family's own (any of `layouts` but hf).
+
+        Returns:
+            What writes the large ones.
+        """
         raise AssertionError(layout)
 
     def check_code(self, hf: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from megatron.core.transformer.module import MegatronModule
 from nemo.collections.llm.peft.lora import LoRALinear
 from torch import Tensor, nn
 
-from converters.checkpoint import load_model, stored_dtype
-from converters.mapping import ConversionError
+from converters.checkpoint import load_model, model_tensors, stored_dtype
+from converters.nemo_weights import PREFIX, adapter_tensors
+from converters.torch_dist_reader import CheckpointFolder
 from models.adapter_paths import adapter_settings, base_checkpoint
 from models.family_config import FamilyConfig
 from models.lora import LanguageLoRA
 
-_PREFIX = "module."
 _ADAPTER = ".adapter."
 
 
@@ -52,6 +52,8 @@ def load_adapted(checkpoint: str | Path, dtype: torch.dtype | None = None) -> Ad
     settings = adapter_settings(checkpoint)
     base = base_checkpoint(checkpoint)
     config, module = load_model(base, dtype)
+    own = CheckpointFolder(Path(checkpoint) / "weights", PREFIX)
+    adapter_tensors(own, model_tensors(module), settings)  # refuses what does not fit
     LanguageLoRA(
         target_modules=list(settings.target_modules), dim=settings.dim, alpha=settings.alpha
     )(module)
@@ -116,38 +118,20 @@ def adapted_layers(module: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
 
 
 def _read_into(module: MegatronModule, weights: Path) -> list[str]:
-    """Load what a LoRA checkpoint holds into a model and return the names.
-
-    Raises:
-        ConversionError: adapters are missing or surplus, or of another shape.
-    """
+    """Load what a LoRA checkpoint holds into a model and return the names."""
     stored = {
         name: tuple(tensor.global_shape)
         for name, tensor in dist_checkpointing.load_tensors_metadata(str(weights)).items()
-        if name.startswith(_PREFIX)
+        if name.startswith(PREFIX)
     }
     metadata = dist_checkpointing.load_content_metadata(str(weights)) or {}
-    whole = module.sharded_state_dict(prefix=_PREFIX, metadata=metadata)
+    whole = module.sharded_state_dict(prefix=PREFIX, metadata=metadata)
     sharded = {name: value for name, value in whole.items() if value.key in stored}
-    _check_adapters(weights, whole, stored)
     loaded = dist_checkpointing.load(
         {"state_dict": sharded}, str(weights), validate_access_integrity=False
     )
-    state = {name.removeprefix(_PREFIX): value for name, value in loaded["state_dict"].items()}
+    state = {name.removeprefix(PREFIX): value for name, value in loaded["state_dict"].items()}
     # Strict would ask for the base's weights, which are there already.
     surplus = module.load_state_dict(state, strict=False).unexpected_keys
     assert not surplus, surplus
     return list(state)
-
-
-def _check_adapters(weights: Path, whole: Mapping, stored: Mapping[str, tuple[int, ...]]) -> None:
-    wanted = {value.key for name, value in whole.items() if _ADAPTER in name}
-    wanted = {key for key in wanted if not key.endswith("_extra_state")}
-    missing = sorted(wanted - stored.keys())
-    surplus = sorted(stored.keys() - {value.key for value in whole.values()})
-    if missing or surplus:
-        parts = [f"{name} is missing" for name in missing]
-        parts += [f"{name} is surplus" for name in surplus]
-        raise ConversionError(
-            f"ckpt: the adapters of {weights.parent} do not fit their base: {'; '.join(parts)}."
-        )

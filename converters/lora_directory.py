@@ -8,15 +8,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from peft import LoraConfig
-from safetensors.torch import save_file
-from torch import Tensor
 
-from converters.checkpoint import model_tensors, open_checkpoint, single_process
 from converters.families import read_config
-from converters.lora import AdaptedModel, adapted_layers, load_adapted
-from converters.mapping import Row
+from converters.file_writer import write_files
+from converters.finished import open_checkpoint
+from converters.hf_weights import plan_file
+from converters.lazy import LazyTensor
+from converters.manifest import write_manifest
+from converters.mapping import Row, split
 from converters.mllama import module_name
-from converters.output import new_directory
+from converters.nemo_weights import NemoWeights, open_weights
+from converters.output import new_directory, refuse_existing
+from converters.request import DEFAULT, Request, figures, in_one_dtype, plan, total_bytes
 from models.adapter_paths import AdapterSettings, adapter_settings, is_adapter_checkpoint
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -33,7 +36,9 @@ _WHOLE_MODULES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def export_adapter(ckpt: str | Path, out: str | Path, base: str | None = None) -> dict[str, object]:
+def export_adapter(
+    ckpt: str | Path, out: str | Path, base: str | None = None, request: Request = DEFAULT
+) -> dict[str, object]:
     """Write `adapter_config.json`, `adapter_model.safetensors`, tokenizer and processor.
 
     A vision encoder or projection that was trained too is in the directory as a whole, which peft
@@ -44,13 +49,14 @@ def export_adapter(ckpt: str | Path, out: str | Path, base: str | None = None) -
         out: directory to write; must not exist or be empty.
         base: Hugging Face directory or name of the base, for `base_model_name_or_path`; None takes
             the name in the base's config.json, where there is one.
+        request: how to convert.
 
     Returns:
-        Figures about what was written.
+        Figures about what was written, or would be.
 
     Raises:
         ValueError: no LoRA checkpoint, a family or a way of training that an adapter directory
-            cannot express, or `out` is not empty.
+            cannot express, or `out` is not empty or has no room.
     """
     family, assets = open_checkpoint(ckpt)
     if not is_adapter_checkpoint(ckpt):
@@ -59,56 +65,53 @@ def export_adapter(ckpt: str | Path, out: str | Path, base: str | None = None) -
         raise ValueError(
             f"lora: 'adapter' is not supported for {family.name}; use the merged export."
         )
-    with new_directory(out) as folder:
-        with single_process():
-            adapted = load_adapted(ckpt)
-            rows = {row.megatron_key: row for row in family.table(adapted.config)}
-            in_memory = _IN_MEMORY[family.name]
-            tensors, targets = _adapter_tensors(adapted, rows, in_memory)
-            whole, modules = _whole_modules(
-                adapted, rows, in_memory, _WHOLE_MODULES[family.name], ckpt
-            )
+    refuse_existing(out)
+    rows = {row.megatron_key: row for row in family.table(family.describe(assets))}
+    weights = open_weights(ckpt, rows)
+    in_memory = _IN_MEMORY[family.name]
+    tensors, targets = _adapter_tensors(weights, rows, in_memory)
+    whole, modules = _whole_modules(weights, rows, in_memory, _WHOLE_MODULES[family.name], ckpt)
+    tensors = in_one_dtype(tensors | whole, request.dtype, f"ckpt: {ckpt}")
+    if request.dry_run:
+        return plan(tensors, out)
+    with new_directory(out, total_bytes(tensors)) as folder:
         _copy_assets(assets, folder)
         base = base or read_config(assets, "ckpt").get("_name_or_path")
         _write_config(folder, adapter_settings(ckpt), targets, modules, base)
-        tensors |= whole
-        save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    return {
-        "tensors": len(tensors),
-        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
+        task = plan_file(folder / WEIGHTS_NAME, tensors)
+        (written,) = write_files([task], request.jobs, weights.release)
+        write_manifest(folder, {written.path: written.sha256})
+    return figures(tensors) | {
         "adapted_modules": len(targets),
         "whole_modules": ", ".join(modules) or "none",
     }
 
 
 def _adapter_tensors(
-    adapted: AdaptedModel, rows: Mapping[str, Row], in_memory: Callable[[str], str]
-) -> tuple[dict[str, Tensor], list[str]]:
+    weights: NemoWeights, rows: Mapping[str, Row], in_memory: Callable[[str], str]
+) -> tuple[dict[str, LazyTensor], list[str]]:
     """Return the adapters under peft's names, and the modules that they belong to.
 
     An adapter of a fused layer becomes one for each part: all have its A, and each its rows of B.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, LazyTensor] = {}
     targets: list[str] = []
-    for path, layer in adapted_layers(adapted.module):
-        row = rows[f"{path}.weight"]
-        inner = layer.adapter.linear_in.weight.detach()
-        outers = row.split(layer.adapter.linear_out.weight.detach())
-        for key, outer in zip(row.hf_keys, outers, strict=True):
+    for layer, adapter in weights.adapters.items():
+        for key, outer in split(rows[f"{layer}.weight"], adapter.outer).items():
             module = in_memory(key).removesuffix(".weight")
             targets.append(module)
-            tensors[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = inner.clone()
-            tensors[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = outer.clone().contiguous()
+            tensors[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = adapter.inner
+            tensors[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = outer
     return tensors, targets
 
 
 def _whole_modules(
-    adapted: AdaptedModel,
+    weights: NemoWeights,
     rows: Mapping[str, Row],
     in_memory: Callable[[str], str],
     allowed: tuple[str, ...],
     ckpt: str | Path,
-) -> tuple[dict[str, Tensor], list[str]]:
+) -> tuple[dict[str, LazyTensor], list[str]]:
     """Return the tensors of each module that was trained in full, and the modules' names.
 
     Raises:
@@ -119,7 +122,7 @@ def _whole_modules(
         name = in_memory(rows[megatron_key].hf_keys[0])
         return next((module for module in allowed if name.startswith(f"{module}.")), None)
 
-    trained = {name: module_of(name) for name in adapted.trained}
+    trained = {name: module_of(name) for name in weights.trained}
     elsewhere = sorted(name for name, module in trained.items() if module is None)
     if elsewhere:
         raise ValueError(
@@ -127,12 +130,11 @@ def _whole_modules(
             "beside its adapters, which an adapter directory cannot hold; use the merged export."
         )
     modules = sorted({module for module in trained.values() if module is not None})
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in model_tensors(adapted.module).items():
-        if key in rows and module_of(key) in modules:
-            row = rows[key]
-            for hf_key, part in zip(row.hf_keys, row.split(tensor.detach()), strict=True):
-                tensors[f"{_PEFT_PREFIX}{in_memory(hf_key)}"] = part.clone().contiguous()
+    tensors: dict[str, LazyTensor] = {}
+    for key, tensor in weights.tensors.items():
+        if module_of(key) in modules:
+            for hf_key, part in split(rows[key], tensor).items():
+                tensors[f"{_PEFT_PREFIX}{in_memory(hf_key)}"] = part
     return tensors, modules
 
 

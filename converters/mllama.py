@@ -12,8 +12,7 @@ reads either.
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import Tensor
+from typing import TypeVar
 
 from converters.mapping import (
     ConversionError,
@@ -31,6 +30,8 @@ from models.mllama.config import (
     MllamaVisionConfig,
 )
 
+TensorType = TypeVar("TensorType")
+
 _IN_MEMORY_TO_DISK = {
     "model.language_model.": "language_model.model.",
     "model.vision_model.": "vision_model.",
@@ -40,7 +41,7 @@ _IN_MEMORY_TO_DISK = {
 _LANGUAGE, _VISION = "language_model.model.", "vision_model."
 
 
-def disk_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def disk_names(tensors: Mapping[str, TensorType]) -> dict[str, TensorType]:
     """Return tensors of either style under the names on disk.
 
     Raises:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PretrainedConfig
+from transformers import BatchFeature, MllamaForConditionalGeneration, PretrainedConfig
 from transformers.models.mllama.processing_mllama import get_cross_attention_token_mask
 
 from converters.family import Family, Prompt
 from converters.gradient_image import gradient_image
+from converters.lazy import LazyTensor
 from converters.mapping import ConversionError, Row
 from converters.mllama import disk_names, mllama_table
 from converters.mllama_assets import complete_assets
@@ -40,7 +41,7 @@ class MllamaFamily(Family):
         assert isinstance(config, MllamaConfig)
         return mllama_table(config)
 
-    def table_names(self, hf: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Return the tensors under their names on disk, whatever the style in the files.
 
         Raises:
@@ -59,6 +60,14 @@ class MllamaFamily(Family):
                     f"{_spell(found)}."
                 )
         return renamed
+
+    def hf_shapes(self, assets: Path) -> dict[str, tuple[int, ...]]:
+        """Ask transformers' class, without memory."""
+        with torch.device("meta"):
+            model = MllamaForConditionalGeneration(read_assets_config(assets))
+        return {
+            name: tuple(tensor.shape) for name, tensor in disk_names(model.state_dict()).items()
+        }
 
     def complete_assets(self, assets: Path, source: str) -> None:
         """Make what the published directories lack, and refuse what does not fit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from torch import Tensor
 from transformers import BatchFeature, PretrainedConfig
 
 from converters.family import Family, Prompt
+from converters.file_writer import FileTask
 from converters.gradient_image import gradient_image
 from converters.hf_directory import check_directory_name, write_code
+from converters.lazy import LazyTensor, same_bits
 from converters.mapping import Row
 from converters.nvila import nvila_table
-from converters.vila_layout import write_vila_layout
+from converters.vila_layout import plan_vila_layout
 from models.family_config import FamilyConfig
 from models.nvila.config import NvilaConfig, read_assets_config
+from models.nvila.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
 from models.nvila.model import NvilaModel
 from models.nvila.remote_code import require_known_code
 
@@ -42,7 +46,7 @@ class NvilaFamily(Family):
         assert isinstance(config, NvilaConfig)
         return nvila_table(config)
 
-    def table_names(self, hf: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Drop a stored copy of a tied embedding when it is one.
 
         Raises:
@@ -50,12 +54,24 @@ class NvilaFamily(Family):
         """
         tied = read_assets_config(hf).text_config.tie_word_embeddings
         if not tied or _HEAD not in tensors or _EMBEDDING not in tensors:
-            return tensors
-        if not tensors[_HEAD].equal(tensors[_EMBEDDING]):
+            return dict(tensors)
+        if not same_bits(tensors[_HEAD], tensors[_EMBEDDING]):
             raise ValueError(
                 f"hf: {hf} says tie_word_embeddings, but {_HEAD} differs from the embedding."
             )
         return {name: tensor for name, tensor in tensors.items() if name != _HEAD}
+
+    def hf_shapes(self, assets: Path) -> dict[str, tuple[int, ...]]:
+        """Ask our own modelling code, without memory."""
+        description = read_assets_config(assets)
+        with torch.device("meta"):
+            model = NVILALiteForConditionalGeneration(description)
+        tied = {_HEAD} if description.text_config.tie_word_embeddings else set()
+        return {
+            name: tuple(tensor.shape)
+            for name, tensor in model.state_dict().items()
+            if name not in tied
+        }
 
     def check_target(self, out: Path) -> None:
         """Refuse names that transformers cannot import code from."""
@@ -65,12 +81,12 @@ class NvilaFamily(Family):
         """Copy the modelling code."""
         write_code(folder)
 
-    def write_layout(
-        self, layout: str, folder: Path, assets: Path, tensors: dict[str, Tensor]
-    ) -> None:
-        """Write the three folders of VILA."""
+    def plan_layout(
+        self, layout: str, folder: Path, assets: Path, tensors: Mapping[str, LazyTensor]
+    ) -> list[FileTask[None]]:
+        """Plan the three folders of VILA."""
         assert layout == "vila", layout
-        write_vila_layout(folder, assets, tensors)
+        return plan_vila_layout(folder, assets, tensors)
 
     def check_code(self, hf: Path) -> None:
         """Refuse code that is not a copy of ours."""

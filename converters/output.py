@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def refuse_existing(out: str | Path, argument: str = "out") -> Path:
@@ -23,42 +26,85 @@ def refuse_existing(out: str | Path, argument: str = "out") -> Path:
 
 
 @contextmanager
-def new_directory(out: str | Path) -> Iterator[Path]:
+def new_directory(out: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
     """Yield a folder beside `out` that takes its place when the block ends without an error.
 
     A folder left by a process of this machine that was killed is removed by the next run.
 
+    Args:
+        out: the folder to make.
+        needed_bytes: that will be written.
+
     Raises:
-        ValueError: `out` exists and is not empty.
+        ValueError: `out` exists and is not empty, cannot be written to, or its disk is full.
     """
     target = refuse_existing(out).resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(target)
+        _refuse_lack_of_room(target.parent, needed_bytes)
+        partial = target.parent / f"{_prefix(target)}{os.getpid()}"
+        partial.mkdir()
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(f"out: {target.parent} is not a folder.") from error
-    prefix = f".{target.name}.partial-{socket.gethostname()}-"
+    except OSError as error:
+        raise ValueError(f"out: {target} cannot be written ({error.strerror}).") from error
+    try:
+        yield partial
+        _synchronise(partial)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+        _synchronise_folder(target.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise ValueError(
+            f"out: {target} cannot be written ({error.strerror}); nothing was left there."
+        ) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.partial-{socket.gethostname()}-"
+
+
+def _remove_stale(target: Path) -> None:
+    prefix = _prefix(target)
     for stale in target.parent.glob(f"{prefix}*"):
         process_id = stale.name.removeprefix(prefix)
         if process_id.isdigit() and not _is_running(int(process_id)):
             shutil.rmtree(stale)
-    partial = target.parent / f"{prefix}{os.getpid()}"
-    partial.mkdir()
-    try:
-        yield partial
-        _synchronise(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if target.exists():
-        target.rmdir()
-    partial.rename(target)
+
+
+def _refuse_lack_of_room(folder: Path, needed_bytes: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise ValueError(
+            f"out: {needed_bytes / 1e9:.1f} GB are needed, but {folder} has {free / 1e9:.1f} GB "
+            "left."
+        )
 
 
 def _synchronise(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as handle:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
                 os.fsync(handle.fileno())
+        elif path.is_dir():
+            _synchronise_folder(path)
+    _synchronise_folder(folder)
+
+
+def _synchronise_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _is_running(process_id: int) -> bool:

@@ -1,4 +1,7 @@
-"""Proof that a checkpoint and a Hugging Face directory are the same model."""
+"""Proof that a checkpoint and a Hugging Face directory are the same model.
+
+Keys and bits are compared a few rows at a time; only the comparison of logits builds models.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ from pathlib import Path
 
 import torch
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from converters.checkpoint import load_model, model_tensors, open_checkpoint, single_process
+from converters.families import check_family
 from converters.family import Family
+from converters.finished import open_checkpoint
+from converters.hf_weights import HfWeights
 from converters.hub import open_source
-from converters.import_hf import check_family, named_tensors
+from converters.lazy import same_bits
+from converters.manifest import damaged_files
 from converters.mapping import to_hf
+from converters.nemo_weights import open_weights
 
 LOGIT_TOLERANCE = 1e-4
 """Largest allowed difference of any logit, both models in fp32."""
@@ -26,13 +32,16 @@ class Verification:
 
     tensors: int
     different_tensors: tuple[str, ...]
+    damaged_files: tuple[str, ...]
+    """Files that are not what the manifests say."""
+
     logit_differences: dict[str, float]
     """Largest absolute difference by kind of prompt."""
 
     @property
     def passed(self) -> bool:
-        """No tensor differs and every logit is within the tolerance."""
-        return not self.different_tensors and all(
+        """No tensor differs, no file has changed, and every logit is within the tolerance."""
+        return not (self.different_tensors or self.damaged_files) and all(
             difference <= LOGIT_TOLERANCE for difference in self.logit_differences.values()
         )
 
@@ -55,35 +64,39 @@ def verify_checkpoint(
     Raises:
         ValueError: an input is not what it should be, or a key is missing or surplus.
     """
-    family, _ = open_checkpoint(ckpt)
+    family, assets = open_checkpoint(ckpt)
     source = open_source(hf)
     check_family(source.small_files(), hf, family)
     if logits and not trust_remote_code:
         family.check_code(source.small_files())
     directory = source.all_files()
-    expected = named_tensors(directory, family)
-    with single_process():
-        config, module = load_model(ckpt)
-        found = to_hf(family.table(config), model_tensors(module))
-        if expected.keys() != found.keys():
-            missing = sorted(expected.keys() ^ found.keys())
-            raise ValueError(f"hf: {hf} and {ckpt} differ in the tensors {', '.join(missing)}.")
-        count = len(expected)
-        different = tuple(name for name in expected if not bits_equal(expected[name], found[name]))
-        differences: dict[str, float] = {}
-        if logits:
-            del found, module, expected
+    damaged = [*(damaged_files(directory) or ()), *(damaged_files(Path(ckpt)) or ())]
+    hf_weights = HfWeights(directory)
+    expected = family.table_names(directory, hf_weights.tensors)
+    table = family.table(family.describe(assets))
+    weights = open_weights(ckpt, [row.megatron_key for row in table])
+    found = to_hf(table, weights.tensors)
+    if expected.keys() != found.keys():
+        missing = sorted(expected.keys() ^ found.keys())
+        raise ValueError(f"hf: {hf} and {ckpt} differ in the tensors {', '.join(missing)}.")
+    different = []
+    for name, tensor in expected.items():
+        if not same_bits(tensor, found[name]):
+            different.append(name)
+        hf_weights.release()
+        weights.release()
+    differences: dict[str, float] = {}
+    if logits:
+        from converters.checkpoint import load_model, single_process
+
+        with single_process():
             _, module = load_model(ckpt, torch.float32)
             differences = compare_logits(family, directory, module)
-    return Verification(tensors=count, different_tensors=different, logit_differences=differences)
-
-
-def bits_equal(left: Tensor, right: Tensor) -> bool:
-    """Return whether dtype, shape and every bit agree (NaN equals the same NaN)."""
-    if left.dtype != right.dtype or left.shape != right.shape:
-        return False
-    return torch.equal(
-        left.contiguous().view(-1).view(torch.uint8), right.contiguous().view(-1).view(torch.uint8)
+    return Verification(
+        tensors=len(expected),
+        different_tensors=tuple(different),
+        damaged_files=tuple(damaged),
+        logit_differences=differences,
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
 from transformers import AutoTokenizer
 
+from converters.file_writer import FileTask
 from converters.hf_directory import make_image_processor
-from converters.hf_weights import write_weights
+from converters.hf_weights import plan_weights
+from converters.lazy import LazyTensor
 from models.nvila.config import read_assets_config
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 
@@ -22,25 +24,29 @@ _VILA_PARTS = {
 """Folders of the native VILA layout and the prefix that is cut off in each."""
 
 
-def write_vila_layout(folder: Path, assets: Path, tensors: dict[str, Tensor]) -> None:
-    """Write the parts and the configuration that puts them together.
+def plan_vila_layout(
+    folder: Path, assets: Path, tensors: Mapping[str, LazyTensor]
+) -> list[FileTask[None]]:
+    """Write the configuration that puts the parts together.
 
     Args:
         folder: an existing folder.
         assets: configuration and tokenizer.
         tensors: of the whole model, by their flat names.
+
+    Returns:
+        What writes the parts' weights.
     """
     description = read_assets_config(assets)
+    tasks: list[FileTask[None]] = []
     for part, prefix in _VILA_PARTS.items():
         (folder / part).mkdir()
-        write_weights(
-            folder / part,
-            {
-                name.removeprefix(prefix): tensor
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            },
-        )
+        own = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        tasks += plan_weights(folder / part, own)
     tokenizer = AutoTokenizer.from_pretrained(assets)
     tokenizer.save_pretrained(folder / "llm")
     shutil.copyfile(assets / "generation_config.json", folder / "llm" / "generation_config.json")
@@ -61,6 +67,7 @@ def write_vila_layout(folder: Path, assets: Path, tensors: dict[str, Tensor]) ->
         _write_json(folder / part / "config.json", content)
     make_image_processor(description).save_pretrained(folder / "vision_tower")
     _write_json(folder / "config.json", _vila_config(description, text, vision, projector))
+    return tasks
 
 
 def _vila_config(

@@ -53,7 +53,7 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--family", required=True, choices=tuple(FAMILIES))
     _add_hf(parser)
-    parser.add_argument("--out", required=True, metavar="DIR")
+    _add_target(parser)
 
     parser = _verb(
         verbs,
@@ -64,12 +64,25 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--family", required=True, choices=ASSEMBLED_FAMILIES)
     parser.add_argument("--llm", required=True, metavar="DIR")
     parser.add_argument("--vision", required=True, metavar="DIR")
-    parser.add_argument("--out", required=True, metavar="DIR")
+    _add_target(parser)
     parser.add_argument("--projector", choices=PROJECTORS, default=PROJECTORS[0])
     parser.add_argument(
         "--max-tiles", type=int, default=12, help="tiles of one image at inference (default 12)"
     )
     parser.add_argument("--seed", type=int, default=1234, help="of the fresh projector")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of all tensors (default: as they are)",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes that write (default 1)")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and say what would be written"
+    )
 
 
 def _add_exports(verbs: argparse._SubParsersAction) -> None:
@@ -80,7 +93,7 @@ def _add_exports(verbs: argparse._SubParsersAction) -> None:
         "NeMo checkpoint -> Hugging Face directory that loads without this project",
     )
     parser.add_argument("--ckpt", required=True, metavar="DIR")
-    parser.add_argument("--out", required=True, metavar="DIR")
+    _add_target(parser)
     parser.add_argument(
         "--layout",
         choices=("hf", "vila"),

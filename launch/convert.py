@@ -13,7 +13,9 @@ def import_checkpoint(options: Namespace) -> dict[str, Any]:
     backend.activate(cpu=True)
     from converters import import_hf
 
-    return import_hf.import_checkpoint(options.family, options.hf, options.out)
+    return import_hf.import_checkpoint(
+        options.family, options.hf, options.out, request=_request(options)
+    )
 
 
 def assemble_checkpoint(options: Namespace) -> dict[str, Any]:
@@ -28,6 +30,7 @@ def assemble_checkpoint(options: Namespace) -> dict[str, Any]:
         projector=options.projector,
         max_tiles=options.max_tiles,
         seed=options.seed,
+        request=_request(options),
     )
 
 
@@ -43,6 +46,7 @@ def export_checkpoint(options: Namespace) -> dict[str, Any]:
         layout=options.layout,
         lora=options.lora,
         base=options.base,
+        request=_request(options),
     )
 
 
@@ -59,3 +63,9 @@ def verify_checkpoint(options: Namespace) -> dict[str, Any]:
         trust_remote_code=options.trust_remote_code,
     )
     return result.to_dict() | {"failed": not result.passed}
+
+
+def _request(options: Namespace) -> Any:
+    from converters.request import Request
+
+    return Request(dtype=options.dtype, jobs=options.jobs, dry_run=options.dry_run)

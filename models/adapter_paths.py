@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,14 @@ class AdapterSettings:
     alpha: int
     dropout: float
     target_modules: tuple[str, ...]
+
+    def adapts(self, layer: str) -> bool:
+        """Return whether the patterns ask for an adapter on a linear layer, by its full name."""
+        name = layer.rpartition(".")[2]
+        return any(
+            pattern == name or re.fullmatch(pattern.replace("*", "(.*)"), layer)
+            for pattern in self.target_modules
+        )
 
 
 def is_adapter_checkpoint(checkpoint: str | Path) -> bool:

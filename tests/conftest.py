@@ -1,10 +1,13 @@
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config):
@@ -144,3 +147,22 @@ def single_process(nemo):
 
     with groups():
         yield
+
+
+@dataclass(frozen=True)
+class ProjectRoot:
+    """Where the code is, and the environment of a process that shall find it."""
+
+    path: Path
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def project_root(nemo):
+    """The repository, for processes of their own on the same backend as this one."""
+    from launch import backend
+
+    environment = {**os.environ, **backend.child_environment(), "OMP_NUM_THREADS": "1"}
+    paths = [environment.get("PYTHONPATH", ""), str(ROOT)]
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return ProjectRoot(ROOT, environment)

@@ -4,34 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+import uuid
 from pathlib import Path
 
 import pytest
 
 from tests.free_ports import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).parent / "train_nano.py"
-
-
-@dataclass(frozen=True)
-class ProjectRoot:
-    """Where the code is, and the environment of a process that shall find it."""
-
-    path: Path
-    environment: dict[str, str]
-
-
-@pytest.fixture(scope="session")
-def project_root(nemo):
-    """The repository, for processes of their own on the same backend as this one."""
-    from launch import backend
-
-    environment = {**os.environ, **backend.child_environment(), "OMP_NUM_THREADS": "1"}
-    paths = [environment.get("PYTHONPATH", ""), str(ROOT)]
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    return ProjectRoot(ROOT, environment)
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +73,14 @@ def _write_records(path, rows):
             file.write(json.dumps({"image": images, "conversations": turns}) + "\n")
 
 
+def _kill_marked(mark):
+    """Kills every process that has the mark in its environment."""
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
 @pytest.fixture(scope="session")
 def run_training(project_root, tmp_path_factory):
     """Runs train_nano.py and returns its exit status."""
@@ -102,23 +90,22 @@ def run_training(project_root, tmp_path_factory):
         if num_processes > 1:
             command += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
             command += ["--master-port", str(free_port())]
-        # To a file and in a session of its own: what a killed run leaves running (the process that
-        # collects a checkpoint's results) would hold a pipe open, and is ended with the session.
+        # To a file: what a killed run leaves running (the process that collects a checkpoint's
+        # results) would hold a pipe open. It is known by its environment, and ended here.
+        mark = f"train_nano_{uuid.uuid4().hex}"
         log = tmp_path_factory.mktemp("log") / "output.txt"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, str(SCRIPT), json.dumps(runs)],
-                cwd=ROOT,
-                env=project_root.environment,
+                cwd=project_root.path,
+                env=project_root.environment | {"TRAIN_NANO_RUN": mark},
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
             try:
                 status = process.wait(timeout=1700)
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                _kill_marked(mark)
         if check and status:
             print(log.read_text(errors="replace")[-12_000:])
             raise AssertionError(f"train_nano.py ended with {status}")

@@ -46,7 +46,7 @@ def start(single_process, tmp_path_factory):
     from megatron.core import dist_checkpointing
 
     from converters.checkpoint import build_model
-    from converters.mapping import to_megatron
+    from converters.mapping import fuse_tensors
     from converters.mllama import disk_names, mllama_table
     from models.mllama.config import config_from_hf
 
@@ -55,7 +55,7 @@ def start(single_process, tmp_path_factory):
     config = config_from_hf(reference.config)
     rows = mllama_table(config)
     module = build_model(config, torch.float32)
-    module.load_state_dict(to_megatron(rows, disk_names(reference.state_dict())), strict=False)
+    module.load_state_dict(fuse_tensors(rows, disk_names(reference.state_dict())), strict=False)
     (folder / "start").mkdir()
     dist_checkpointing.save(
         {"state": module.sharded_state_dict(prefix="module.")}, str(folder / "start")
@@ -105,7 +105,7 @@ def expected():
 def test_loss_and_every_gradient_do_not_depend_on_the_layout(computed, expected, layout):
     from megatron.core import dist_checkpointing
 
-    from converters.mapping import to_hf
+    from converters.mapping import split_tensors
 
     folder, module, rows = computed
     loss, gradients = expected
@@ -117,7 +117,7 @@ def test_loss_and_every_gradient_do_not_depend_on_the_layout(computed, expected,
         if not name.endswith("_extra_state")
     }
     loaded = dist_checkpointing.load({"state": sharded}, str(folder / layout))["state"]
-    by_hf_name = to_hf(
+    by_hf_name = split_tensors(
         rows, {name.removeprefix("module."): value for name, value in loaded.items()}
     )
     assert by_hf_name.keys() == gradients.keys()

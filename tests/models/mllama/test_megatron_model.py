@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("single_process")
 def pair():
     """Makes (Hugging Face model, Megatron-Core model, table) with the same weights."""
     from converters.checkpoint import build_model
-    from converters.mapping import to_megatron
+    from converters.mapping import fuse_tensors
     from converters.mllama import disk_names, mllama_table
     from models.mllama.config import config_from_hf
 
@@ -39,7 +39,7 @@ def pair():
             setattr(config.vision_transformer_config, name, value)
         rows = mllama_table(config)
         module = build_model(config, torch.float32)
-        module.load_state_dict(to_megatron(rows, disk_names(reference.state_dict())), strict=False)
+        module.load_state_dict(fuse_tensors(rows, disk_names(reference.state_dict())), strict=False)
         return reference, module, rows
 
     return make
@@ -147,7 +147,7 @@ def packed_with_labels(batch, samples):
     ],
 )
 def test_loss_and_every_gradient_agree_with_hugging_face(pair, transformer, packed):
-    from converters.mapping import to_hf
+    from converters.mapping import split_tensors
     from converters.mllama import disk_names
 
     reference, module, rows = pair(transformer)
@@ -164,7 +164,7 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, transformer, pack
     expected.backward()
     found.backward()
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
-    by_hf_name = to_hf(rows, gradients)
+    by_hf_name = split_tensors(rows, gradients)
     wanted_by_name = disk_names(
         {
             name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.usefixtures("single_process")
 def pair(make_nano_model):
     """Makes (Hugging Face model, Megatron-Core model) with the same weights."""
     from converters.checkpoint import build_model
-    from converters.mapping import to_megatron
+    from converters.mapping import fuse_tensors
     from converters.nvila import nvila_table
     from models.nvila.config import config_from_hf
 
@@ -25,7 +25,7 @@ def pair(make_nano_model):
         state = {name: value for name, value in reference.state_dict().items()}
         if tied:
             state.pop("llm.lm_head.weight")
-        module.load_state_dict(to_megatron(rows, state), strict=False)
+        module.load_state_dict(fuse_tensors(rows, state), strict=False)
         return reference, module, rows
 
     return make
@@ -97,7 +97,7 @@ def packed_loss(module, tokens, labels, pixels):
     ],
 )
 def test_loss_and_every_gradient_agree_with_hugging_face(pair, projector, tied, packed):
-    from converters.mapping import to_hf
+    from converters.mapping import split_tensors
 
     reference, module, rows = pair(projector, tied)
     # The vocabulary is padded, so the padding must be out of the softmax for the losses to agree.
@@ -125,7 +125,7 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, projector, tied, 
         for name, value in module.state_dict().items()
         if ".carried." in name
     }
-    by_hf_name = to_hf(rows, gradients | carried)
+    by_hf_name = split_tensors(rows, gradients | carried)
     # The last vision block never reaches the features, and a key bias cancels in the softmax.
     for name, parameter in reference.named_parameters():
         wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

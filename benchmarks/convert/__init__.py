@@ -1,0 +1,1 @@
+"""Figures of the converters, beside `cp` and NeMo's own in the same run."""

@@ -1,0 +1,217 @@
+"""Tensors that are read a few rows at a time, and what is made of them.
+
+A conversion never holds a model: what it writes is described as a tensor that is composed of other
+tensors, down to the bytes of mapped files, and rows of it come into being when they are written.
+"""
+
+from __future__ import annotations
+
+import mmap
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CHUNK_BYTES = 64 * 2**20
+"""Rows are read and written in pieces of about this size."""
+
+
+class LazyTensor(ABC):
+    """A tensor by its shape and dtype, whose rows (along the first axis) can be read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def rows(self) -> int:
+        """Length of the first axis; 1 for a scalar."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows [start, stop); not to be written to, and valid until the next `release`."""
+
+    def row_chunks(self) -> Iterator[tuple[int, int]]:
+        """Yield the rows in ranges of about `CHUNK_BYTES`."""
+        yield from row_ranges(self.rows, self.nbytes)
+
+    def whole(self) -> Tensor:
+        """Read all rows."""
+        return self.read(0, self.rows).reshape(self.shape)
+
+
+def row_ranges(rows: int, nbytes: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into as few equal ranges as chunks of `CHUNK_BYTES` allow.
+
+    Args:
+        rows: number of rows.
+        nbytes: of all rows.
+    """
+    count = min(max(1, -(-nbytes // CHUNK_BYTES)), max(rows, 1))
+    for number in range(count):
+        yield rows * number // count, rows * (number + 1) // count
+
+
+class MappedFile:
+    """A file in memory; what has been read can be given back to the system.
+
+    Args:
+        path: the file, not empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            # Private, so that torch sees a buffer that may be written to; nobody writes.
+            self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset: int) -> Tensor:
+        """Return the tensor whose bytes begin at an offset."""
+        count = prod(shape)
+        if count == 0:
+            return torch.empty(tuple(shape), dtype=dtype)
+        flat = torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=offset)
+        return flat.view(tuple(shape))
+
+    def prefetch(self, offset: int, length: int) -> None:
+        """Ask the system to read ahead."""
+        page = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        self.buffer.madvise(mmap.MADV_WILLNEED, page, offset + length - page)
+
+    def release(self) -> None:
+        """Give the pages back; reading them again brings them back."""
+        self.buffer.madvise(mmap.MADV_DONTNEED)
+
+
+@dataclass(frozen=True)
+class MappedTensor(LazyTensor):
+    """Contiguous bytes of a mapped file."""
+
+    file: MappedFile = field(repr=False)
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows [start, stop) without a copy."""
+        row_shape = self.shape[1:]
+        row_bytes = prod(row_shape) * self.dtype.itemsize
+        offset = self.offset + start * row_bytes
+        if stop > start and row_bytes:
+            self.file.prefetch(offset, (stop - start) * row_bytes)
+        return self.file.tensor(self.dtype, (stop - start, *row_shape), offset)
+
+
+@dataclass(frozen=True)
+class HeldTensor(LazyTensor):
+    """A tensor in memory."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the tensor."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of the tensor."""
+        return self.tensor.dtype
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows [start, stop) without a copy."""
+        return self.tensor[start:stop] if self.tensor.ndim else self.tensor.reshape(1)
+
+
+@dataclass(frozen=True)
+class CastTensor(LazyTensor):
+    """The same numbers in another floating-point type."""
+
+    source: LazyTensor
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the source."""
+        return self.source.shape
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows [start, stop), rounded."""
+        return self.source.read(start, stop).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class RowsOf(LazyTensor):
+    """Some rows of a tensor."""
+
+    source: LazyTensor
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Of the rows."""
+        return (self.stop - self.start, *self.source.shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """Of the source."""
+        return self.source.dtype
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows [start, stop) of these."""
+        return self.source.read(self.start + start, self.start + stop)
+
+
+@dataclass(frozen=True)
+class Stacked(LazyTensor):
+    """Runs of rows of several tensors, one after the other; None stands for zeros.
+
+    Attributes:
+        runs: (tensor or None, first row, number of rows).
+        shape: of the whole.
+        dtype: of the whole.
+    """
+
+    runs: tuple[tuple[LazyTensor | None, int, int], ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return rows [start, stop); a copy only where they are of several runs."""
+        parts: list[Tensor] = []
+        end = 0
+        for tensor, first, rows in self.runs:
+            begin, end = end, end + rows
+            low, high = max(start, begin), min(stop, end)
+            if low >= high:
+                continue
+            if tensor is None:
+                parts.append(torch.zeros((high - low, *self.shape[1:]), dtype=self.dtype))
+            else:
+                parts.append(tensor.read(first + low - begin, first + high - begin))
+        if not parts:
+            return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def same_bits(left: LazyTensor, right: LazyTensor) -> bool:
+    """Return whether dtype, shape and every bit agree (NaN equals the same NaN)."""
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return False
+    return all(
+        torch.equal(_bits(left.read(start, stop)), _bits(right.read(start, stop)))
+        for start, stop in left.row_chunks()
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(-1).view(torch.uint8)

@@ -90,7 +90,7 @@ def assemble(
         language | _vision_tensors(vision_weights, dtype) | _fresh_projector(description, seed)
     )
     config = config_from_hf(description)
-    megatron = to_megatron(nvila_table(config), tensors)
+    megatron = to_megatron(nvila_table(description), tensors)
     if request.dry_run:
         fitting_structure(config, megatron)
         return plan(megatron, out)

@@ -66,7 +66,7 @@ def export_checkpoint(
     if layout == "hf":
         family.check_target(Path(out))
     refuse_existing(out)
-    table = family.table(family.describe(assets))
+    table = family.table(assets)
     weights = open_weights(ckpt, [row.megatron_key for row in table])
     tensors = in_one_dtype(to_hf(table, weights.tensors), request.dtype, f"ckpt: {ckpt}")
     refuse_other_shapes(

@@ -6,17 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-from PIL.Image import Image
-from torch import Tensor
-from transformers import BatchFeature, PretrainedConfig
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.file_writer import FileTask
 from converters.lazy import LazyTensor
 from converters.mapping import Row
-from models.family_config import FamilyConfig
-from models.training_module import TrainingModule
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+    from transformers import BatchFeature, PretrainedConfig
+
+    from models.family_config import FamilyConfig
+    from models.training_module import TrainingModule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,10 @@ class Prompt:
 
 
 class Family(ABC):
-    """One family; stateless."""
+    """One family; stateless.
+
+    Importing it loads transformers only. What needs NeMo is loaded by the methods that need it.
+    """
 
     name: ClassVar[str]
     model_type: ClassVar[str]
@@ -45,15 +50,15 @@ class Family(ABC):
 
     @abstractmethod
     def describe(self, assets: Path) -> FamilyConfig:
-        """Return the sizes of the model whose config.json lies in a folder.
+        """Return NeMo's description of the model whose config.json lies in a folder.
 
         Raises:
             ValueError: it asks for something that the model does not have.
         """
 
     @abstractmethod
-    def table(self, config: FamilyConfig) -> list[Row]:
-        """Return the rows that map every tensor."""
+    def table(self, assets: Path) -> list[Row]:
+        """Return the rows that map every tensor of the model whose config.json lies in a folder."""
 
     def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Return a directory's tensors under the names of the table.

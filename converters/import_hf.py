@@ -50,7 +50,7 @@ def import_checkpoint(
         weights = HfWeights(source.all_files())
         tensors = family.table_names(source.all_files(), weights.tensors)
         tensors = in_one_dtype(tensors, request.dtype, f"hf: {hf}")
-        megatron = to_megatron(family.table(config), tensors)
+        megatron = to_megatron(family.table(assets), tensors)
         if request.dry_run:
             fitting_structure(config, megatron)
             return plan(megatron, out)

@@ -66,7 +66,7 @@ def export_adapter(
             f"lora: 'adapter' is not supported for {family.name}; use the merged export."
         )
     refuse_existing(out)
-    rows = {row.megatron_key: row for row in family.table(family.describe(assets))}
+    rows = {row.megatron_key: row for row in family.table(assets)}
     weights = open_weights(ckpt, rows)
     in_memory = _IN_MEMORY[family.name]
     tensors, targets = _adapter_tensors(weights, rows, in_memory)

@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
+from transformers import MllamaConfig
+from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
+
 from converters.mapping import (
     ConversionError,
     FuseGateUp,
@@ -23,12 +26,8 @@ from converters.mapping import (
     Rename,
     Row,
 )
-from models.mllama.config import (
-    EXTRA_EMBEDDINGS,
-    MllamaConfig,
-    MllamaLanguageConfig,
-    MllamaVisionConfig,
-)
+from models.mllama.description import EXTRA_EMBEDDINGS
+from models.padding import padded_size
 
 TensorType = TypeVar("TensorType")
 
@@ -75,16 +74,15 @@ def module_name(name: str) -> str:
     raise AssertionError(name)
 
 
-def mllama_table(config: MllamaConfig) -> list[Row]:
+def mllama_table(description: MllamaConfig) -> list[Row]:
     """Rows for a whole model.
 
     Args:
-        config: sizes; the vocabulary size must be known.
+        description: sizes.
     """
-    language, vision = config.language_transformer_config, config.vision_transformer_config
     return [
-        *_language_table(language),
-        *_vision_table(vision),
+        *_language_table(description.text_config),
+        *_vision_table(description.vision_config),
         *(
             Rename(hf=f"multi_modal_projector.{kind}", megatron=f"vision_projection.{kind}")
             for kind in ("weight", "bias")
@@ -92,52 +90,55 @@ def mllama_table(config: MllamaConfig) -> list[Row]:
     ]
 
 
-def _language_table(config: MllamaLanguageConfig) -> list[Row]:
-    assert config.vocab_size is not None
-    padded = config.padded_vocab_size()
+def _language_table(text: MllamaTextConfig) -> list[Row]:
+    padded = padded_size(text.vocab_size + EXTRA_EMBEDDINGS)
     rows: list[Row] = [
         # The embedding has rows for the image token and seven more; nothing predicts them.
         PadRows(
             hf=f"{_LANGUAGE}embed_tokens.weight",
             megatron="language_model.embedding.word_embeddings.weight",
-            rows=config.vocab_size + EXTRA_EMBEDDINGS,
+            rows=text.vocab_size + EXTRA_EMBEDDINGS,
             padded_rows=padded,
         ),
         PadRows(
             hf="language_model.lm_head.weight",
             megatron="language_model.output_layer.weight",
-            rows=config.vocab_size,
+            rows=text.vocab_size,
             padded_rows=padded,
         ),
         Rename(
             hf=f"{_LANGUAGE}norm.weight", megatron="language_model.decoder.final_layernorm.weight"
         ),
     ]
-    for layer in range(config.num_layers):
+    for layer in range(text.num_hidden_layers):
         hf, megatron = f"{_LANGUAGE}layers.{layer}.", f"language_model.decoder.layers.{layer}."
-        if layer in config.cross_attention_layers:
-            rows += _cross_attention(config, hf, megatron)
+        if layer in text.cross_attention_layers:
+            rows += _cross_attention(text, hf, megatron)
         else:
-            rows += _self_attention(config, hf, megatron)
+            rows += _self_attention(text, hf, megatron)
         rows += _gated_mlp(hf, f"{megatron}mlp.")
     return rows
 
 
-def _self_attention(config: MllamaLanguageConfig, hf: str, megatron: str) -> list[Row]:
+def _self_attention(text: MllamaTextConfig, hf: str, megatron: str) -> list[Row]:
     attention = f"{megatron}self_attention."
     return [
         Rename(
             hf=f"{hf}input_layernorm.weight", megatron=f"{attention}linear_qkv.layer_norm_weight"
         ),
-        _qkv(config, f"{hf}self_attn.", attention),
+        _qkv(
+            f"{hf}self_attn.",
+            attention,
+            text.num_attention_heads,
+            text.num_key_value_heads,
+            text.hidden_size // text.num_attention_heads,
+        ),
         Rename(hf=f"{hf}self_attn.o_proj.weight", megatron=f"{attention}linear_proj.weight"),
     ]
 
 
-def _cross_attention(config: MllamaLanguageConfig, hf: str, megatron: str) -> list[Row]:
+def _cross_attention(text: MllamaTextConfig, hf: str, megatron: str) -> list[Row]:
     theirs, ours = f"{hf}cross_attn.", f"{megatron}cross_attention."
-    assert config.num_query_groups is not None
-    assert config.kv_channels is not None
     return [
         Rename(hf=f"{hf}input_layernorm.weight", megatron=f"{ours}linear_q.layer_norm_weight"),
         Rename(hf=f"{theirs}q_proj.weight", megatron=f"{ours}linear_q.weight"),
@@ -145,8 +146,8 @@ def _cross_attention(config: MllamaLanguageConfig, hf: str, megatron: str) -> li
             key=f"{theirs}k_proj.weight",
             value=f"{theirs}v_proj.weight",
             megatron=f"{ours}linear_kv.weight",
-            num_groups=config.num_query_groups,
-            head_size=config.kv_channels,
+            num_groups=text.num_key_value_heads,
+            head_size=text.hidden_size // text.num_attention_heads,
         ),
         Rename(hf=f"{theirs}o_proj.weight", megatron=f"{ours}linear_proj.weight"),
         Rename(hf=f"{theirs}q_norm.weight", megatron=f"{ours}q_layernorm.weight"),
@@ -189,19 +190,19 @@ _VISION_NAMES = {
 """Everything of the vision encoder outside of its layers."""
 
 
-def _vision_table(config: MllamaVisionConfig) -> list[Row]:
+def _vision_table(vision: MllamaVisionConfig) -> list[Row]:
     rows: list[Row] = [
         Rename(hf=f"{_VISION}{hf}", megatron=f"{_VISION}{megatron}")
         for hf, megatron in _VISION_NAMES.items()
     ]
     for theirs, ours, layers in (
-        ("transformer", "local_encoder", config.num_layers),
-        ("global_transformer", "global_encoder", config.num_global_layers),
+        ("transformer", "local_encoder", vision.num_hidden_layers),
+        ("global_transformer", "global_encoder", vision.num_global_layers),
     ):
         for layer in range(layers):
             hf = f"{_VISION}{theirs}.layers.{layer}."
             megatron = f"{_VISION}{ours}.layers.{layer}."
-            rows += _vision_layer(config, hf, megatron)
+            rows += _vision_layer(vision, hf, megatron)
             if theirs == "global_transformer":
                 rows += [
                     Rename(hf=f"{hf}{gate}", megatron=f"{megatron}{gate}")
@@ -210,10 +211,11 @@ def _vision_table(config: MllamaVisionConfig) -> list[Row]:
     return rows
 
 
-def _vision_layer(config: MllamaVisionConfig, hf: str, megatron: str) -> list[Row]:
+def _vision_layer(vision: MllamaVisionConfig, hf: str, megatron: str) -> list[Row]:
     attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
+    heads = vision.attention_heads
     rows: list[Row] = [
-        _qkv(config, f"{hf}self_attn.", attention),
+        _qkv(f"{hf}self_attn.", attention, heads, heads, vision.hidden_size // heads),
         Rename(hf=f"{hf}self_attn.o_proj.weight", megatron=f"{attention}linear_proj.weight"),
     ]
     for kind in ("weight", "bias"):
@@ -232,15 +234,13 @@ def _vision_layer(config: MllamaVisionConfig, hf: str, megatron: str) -> list[Ro
     return rows
 
 
-def _qkv(config: MllamaLanguageConfig | MllamaVisionConfig, hf: str, megatron: str) -> Row:
-    assert config.num_query_groups is not None
-    assert config.kv_channels is not None
+def _qkv(hf: str, megatron: str, num_heads: int, num_groups: int, head_size: int) -> Row:
     return FuseQkv(
         query=f"{hf}q_proj.weight",
         key=f"{hf}k_proj.weight",
         value=f"{hf}v_proj.weight",
         megatron=f"{megatron}linear_qkv.weight",
-        num_heads=config.num_attention_heads,
-        num_groups=config.num_query_groups,
-        head_size=config.kv_channels,
+        num_heads=num_heads,
+        num_groups=num_groups,
+        head_size=head_size,
     )

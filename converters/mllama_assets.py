@@ -23,7 +23,7 @@ from typing import Any
 from transformers import AutoProcessor, GenerationConfig, MllamaProcessor
 from transformers.models.mllama.image_processing_mllama import get_all_supported_aspect_ratios
 
-from models.mllama.config import read_assets_config
+from models.mllama.description import read_assets_config
 
 _REQUIRED = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
 _TEMPLATE, _OLDER_TEMPLATE = "chat_template.jinja", "chat_template.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from converters.lazy import LazyTensor
 from converters.mapping import ConversionError, Row
 from converters.mllama import disk_names, mllama_table
 from converters.mllama_assets import complete_assets
-from models.family_config import FamilyConfig
-from models.mllama.config import MllamaConfig, read_assets_config
-from models.mllama.model import MllamaModel
+from models.mllama.description import read_assets_config
+
+if TYPE_CHECKING:
+    from models.family_config import FamilyConfig
+    from models.training_module import TrainingModule
 
 _LAYER = re.compile(r"language_model\.model\.layers\.(\d+)\.(cross_attn\.)?")
 
@@ -30,16 +32,23 @@ class MllamaFamily(Family):
 
     name = "mllama"
     model_type = "mllama"
-    lightning_class = MllamaModel
 
-    def describe(self, assets: Path) -> MllamaConfig:
-        """Return the sizes of the model."""
+    @property
+    def lightning_class(self) -> type[TrainingModule]:
+        """The class that a checkpoint's context describes."""
+        from models.mllama.model import MllamaModel
+
+        return MllamaModel
+
+    def describe(self, assets: Path) -> FamilyConfig:
+        """Return NeMo's description of the model."""
+        from models.mllama.config import MllamaConfig
+
         return MllamaConfig.describe(str(assets))
 
-    def table(self, config: FamilyConfig) -> list[Row]:
+    def table(self, assets: Path) -> list[Row]:
         """Return the rows of MLlama."""
-        assert isinstance(config, MllamaConfig)
-        return mllama_table(config)
+        return mllama_table(read_assets_config(assets))
 
     def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Return the tensors under their names on disk, whatever the style in the files.

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import torch
+from transformers import Qwen2Config, SiglipVisionConfig
+
 from converters.mapping import FuseGateUp, FuseQkv, PadRows, Rename, Row
-from models.nvila.config import NvilaConfig, NvilaLanguageConfig, SiglipTowerConfig
-from models.nvila.projector import projector_parameter_names
-from models.nvila.vision import CARRIED_SEPARATOR, carried_shapes
+from models.nvila.carried import carried_name, carried_shapes
+from models.nvila.hf_code.configuration_nvila_lite import DOWNSAMPLE, NVILALiteConfig
+from models.nvila.hf_code.modeling_nvila_lite import NVILALiteProjector
+from models.padding import padded_size
 
 
-def nvila_table(config: NvilaConfig) -> list[Row]:
+def nvila_table(description: NVILALiteConfig) -> list[Row]:
     """Rows for a whole model.
 
     Args:
-        config: sizes; the vocabulary size must be known.
+        description: sizes.
     """
-    language, vision = config.language_transformer_config, config.vision_transformer_config
-    assert language is not None
-    assert vision is not None
-    rows = language_table(language)
-    rows += vision_table(vision)
-    rows += [
-        Rename(hf=f"mm_projector.{name}", megatron=f"vision_projection.{name}")
-        for name in projector_parameter_names(config)
+    text, vision = description.text_config, description.vision_config
+    downsample = DOWNSAMPLE[description.mm_projector_type]
+    with torch.device("meta"):
+        projector = NVILALiteProjector(vision.hidden_size, text.hidden_size, downsample)
+    return [
+        *language_table(text),
+        *vision_table(vision, -description.vision_feature_layer - 1),
+        *(
+            Rename(hf=f"mm_projector.{name}", megatron=f"vision_projection.{name}")
+            for name in projector.state_dict()
+        ),
     ]
-    return rows
 
 
 def language_table(
-    config: NvilaLanguageConfig, hf: str = "llm.", megatron: str = "language_model."
+    text: Qwen2Config, hf: str = "llm.", megatron: str = "language_model."
 ) -> list[Row]:
     """Rows of a Qwen2 language model below the given prefixes."""
-    assert config.vocab_size is not None
-    vocabulary = {"rows": config.vocab_size, "padded_rows": config.padded_vocab_size()}
+    vocabulary = {"rows": text.vocab_size, "padded_rows": padded_size(text.vocab_size)}
     rows: list[Row] = [
         PadRows(
             hf=f"{hf}model.embed_tokens.weight",
@@ -40,26 +45,38 @@ def language_table(
         ),
         Rename(hf=f"{hf}model.norm.weight", megatron=f"{megatron}decoder.final_layernorm.weight"),
     ]
-    if not config.share_embeddings_and_output_weights:
+    if not text.tie_word_embeddings:
         rows.append(
             PadRows(
                 hf=f"{hf}lm_head.weight", megatron=f"{megatron}output_layer.weight", **vocabulary
             )
         )
-    for layer in range(config.num_layers):
+    for layer in range(text.num_hidden_layers):
         rows += _language_layer(
-            config, f"{hf}model.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
+            text, f"{hf}model.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
         )
     return rows
 
 
-def _language_layer(config: NvilaLanguageConfig, hf: str, megatron: str) -> list[Row]:
+def _language_layer(text: Qwen2Config, hf: str, megatron: str) -> list[Row]:
     attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
     return [
         Rename(
             hf=f"{hf}input_layernorm.weight", megatron=f"{attention}linear_qkv.layer_norm_weight"
         ),
-        *(_qkv(config, f"{hf}self_attn.", attention, kind) for kind in ("weight", "bias")),
+        *(
+            FuseQkv(
+                query=f"{hf}self_attn.q_proj.{kind}",
+                key=f"{hf}self_attn.k_proj.{kind}",
+                value=f"{hf}self_attn.v_proj.{kind}",
+                megatron=f"{attention}linear_qkv.{kind}",
+                num_heads=text.num_attention_heads,
+                num_groups=text.num_key_value_heads,
+                head_size=getattr(text, "head_dim", None)
+                or text.hidden_size // text.num_attention_heads,
+            )
+            for kind in ("weight", "bias")
+        ),
         Rename(hf=f"{hf}self_attn.o_proj.weight", megatron=f"{attention}linear_proj.weight"),
         Rename(
             hf=f"{hf}post_attention_layernorm.weight",
@@ -75,7 +92,8 @@ def _language_layer(config: NvilaLanguageConfig, hf: str, megatron: str) -> list
 
 
 def vision_table(
-    config: SiglipTowerConfig,
+    vision: SiglipVisionConfig,
+    num_carried_layers: int,
     hf: str = "vision_tower.vision_model.",
     megatron: str = "vision_model.",
 ) -> list[Row]:
@@ -90,46 +108,42 @@ def vision_table(
             megatron=f"{megatron}position_embeddings.weight",
         )
     )
-    for layer in range(config.num_layers - config.num_carried_layers):
+    running = vision.num_hidden_layers - num_carried_layers
+    for layer in range(running):
         rows += _vision_layer(
-            config, f"{hf}encoder.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
+            vision, f"{hf}encoder.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
         )
+    carried = carried_shapes(
+        range(running, vision.num_hidden_layers), vision.hidden_size, vision.intermediate_size
+    )
     rows += [
-        Rename(
-            hf=f"{hf}{name}",
-            megatron=f"{megatron}carried.{name.replace('.', CARRIED_SEPARATOR)}",
-        )
-        for name in carried_shapes(config)
+        Rename(hf=f"{hf}{name}", megatron=f"{megatron}carried.{carried_name(name)}")
+        for name in carried
     ]
     return rows
 
 
-def _vision_layer(config: SiglipTowerConfig, hf: str, megatron: str) -> list[Row]:
+def _vision_layer(vision: SiglipVisionConfig, hf: str, megatron: str) -> list[Row]:
     attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
+    heads = vision.num_attention_heads
     rows: list[Row] = []
     for kind in ("weight", "bias"):
         rows += [
             Rename(
                 hf=f"{hf}layer_norm1.{kind}", megatron=f"{attention}linear_qkv.layer_norm_{kind}"
             ),
-            _qkv(config, f"{hf}self_attn.", attention, kind),
+            FuseQkv(
+                query=f"{hf}self_attn.q_proj.{kind}",
+                key=f"{hf}self_attn.k_proj.{kind}",
+                value=f"{hf}self_attn.v_proj.{kind}",
+                megatron=f"{attention}linear_qkv.{kind}",
+                num_heads=heads,
+                num_groups=heads,
+                head_size=vision.hidden_size // heads,
+            ),
             Rename(hf=f"{hf}self_attn.out_proj.{kind}", megatron=f"{attention}linear_proj.{kind}"),
             Rename(hf=f"{hf}layer_norm2.{kind}", megatron=f"{mlp}linear_fc1.layer_norm_{kind}"),
             Rename(hf=f"{hf}mlp.fc1.{kind}", megatron=f"{mlp}linear_fc1.{kind}"),
             Rename(hf=f"{hf}mlp.fc2.{kind}", megatron=f"{mlp}linear_fc2.{kind}"),
         ]
     return rows
-
-
-def _qkv(config: NvilaLanguageConfig | SiglipTowerConfig, hf: str, megatron: str, kind: str) -> Row:
-    assert config.num_query_groups is not None
-    assert config.kv_channels is not None
-    return FuseQkv(
-        query=f"{hf}q_proj.{kind}",
-        key=f"{hf}k_proj.{kind}",
-        value=f"{hf}v_proj.{kind}",
-        megatron=f"{megatron}linear_qkv.{kind}",
-        num_heads=config.num_attention_heads,
-        num_groups=config.num_query_groups,
-        head_size=config.kv_channels,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,11 +18,13 @@ from converters.lazy import LazyTensor, same_bits
 from converters.mapping import Row
 from converters.nvila import nvila_table
 from converters.vila_layout import plan_vila_layout
-from models.family_config import FamilyConfig
-from models.nvila.config import NvilaConfig, read_assets_config
+from models.nvila.description import read_assets_config
 from models.nvila.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
-from models.nvila.model import NvilaModel
 from models.nvila.remote_code import require_known_code
+
+if TYPE_CHECKING:
+    from models.family_config import FamilyConfig
+    from models.training_module import TrainingModule
 
 _HEAD, _EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 
@@ -35,16 +37,23 @@ class NvilaFamily(Family):
     hint = " (a language model and a vision tower are put together with `assemble`)"
     layouts = ("hf", "vila")
     runs_directory_code = True
-    lightning_class = NvilaModel
 
-    def describe(self, assets: Path) -> NvilaConfig:
-        """Return the sizes of the model."""
+    @property
+    def lightning_class(self) -> type[TrainingModule]:
+        """The class that a checkpoint's context describes."""
+        from models.nvila.model import NvilaModel
+
+        return NvilaModel
+
+    def describe(self, assets: Path) -> FamilyConfig:
+        """Return NeMo's description of the model."""
+        from models.nvila.config import NvilaConfig
+
         return NvilaConfig.describe(str(assets))
 
-    def table(self, config: FamilyConfig) -> list[Row]:
+    def table(self, assets: Path) -> list[Row]:
         """Return the rows of NVILA."""
-        assert isinstance(config, NvilaConfig)
-        return nvila_table(config)
+        return nvila_table(read_assets_config(assets))
 
     def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Drop a stored copy of a tied embedding when it is one.

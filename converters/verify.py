@@ -8,12 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from megatron.core.transformer.module import MegatronModule
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
 from converters.families import check_family
-from converters.family import Family
 from converters.finished import open_checkpoint
 from converters.hf_weights import HfWeights
 from converters.hub import open_source
@@ -73,7 +68,7 @@ def verify_checkpoint(
     damaged = [*(damaged_files(directory) or ()), *(damaged_files(Path(ckpt)) or ())]
     hf_weights = HfWeights(directory)
     expected = family.table_names(directory, hf_weights.tensors)
-    table = family.table(family.describe(assets))
+    table = family.table(assets)
     weights = open_weights(ckpt, [row.megatron_key for row in table])
     found = to_hf(table, weights.tensors)
     if expected.keys() != found.keys():
@@ -87,42 +82,12 @@ def verify_checkpoint(
         weights.release()
     differences: dict[str, float] = {}
     if logits:
-        from converters.checkpoint import load_model, single_process
+        from converters.logits import compare_logits  # needs NeMo
 
-        with single_process():
-            _, module = load_model(ckpt, torch.float32)
-            differences = compare_logits(family, directory, module)
+        differences = compare_logits(family, directory, ckpt)
     return Verification(
         tensors=len(expected),
         different_tensors=tuple(different),
         damaged_files=tuple(damaged),
         logit_differences=differences,
     )
-
-
-def compare_logits(family: Family, hf: Path, module: MegatronModule) -> dict[str, float]:
-    """Run both models on each kind of prompt.
-
-    Args:
-        family: of both.
-        hf: Hugging Face directory.
-        module: the Megatron-Core model in fp32, on this process alone.
-
-    Returns:
-        Largest absolute difference of the logits by kind of prompt.
-    """
-    code = {"trust_remote_code": family.runs_directory_code}
-    processor = AutoProcessor.from_pretrained(hf, **code)
-    reference = AutoModelForImageTextToText.from_pretrained(
-        hf, torch_dtype=torch.float32, **code
-    ).eval()
-    module.eval()
-    differences = {}
-    for kind, prompt in family.prompts(processor, reference.config).items():
-        images = list(prompt.images) or None
-        inputs = processor(text=prompt.text, images=images, return_tensors="pt")
-        with torch.no_grad():
-            wanted = reference(**inputs).logits
-            found = module(**family.model_inputs(processor, inputs))
-        differences[kind] = (wanted - found).abs().max().item()
-    return differences

@@ -36,7 +36,6 @@ def assemble_checkpoint(options: Namespace) -> dict[str, Any]:
 
 def export_checkpoint(options: Namespace) -> dict[str, Any]:
     """Export a checkpoint, or the newest one of a run."""
-    backend.activate(cpu=True)
     from converters import export_hf
     from models.checkpoint_paths import find_checkpoint
 
@@ -52,7 +51,8 @@ def export_checkpoint(options: Namespace) -> dict[str, Any]:
 
 def verify_checkpoint(options: Namespace) -> dict[str, Any]:
     """Compare a Hugging Face directory and a checkpoint."""
-    backend.activate(cpu=True)
+    if not options.no_logits:
+        backend.activate(cpu=True)
     from converters import verify
     from models.checkpoint_paths import find_checkpoint
 

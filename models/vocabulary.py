@@ -1,25 +1,9 @@
-"""Vocabularies of any size: padded for tensor parallelism, the padding kept out of the loss."""
+"""The padding of a vocabulary, kept out of the loss."""
 
 from __future__ import annotations
 
 import torch
 from megatron.core import parallel_state
-
-
-def padded_size(rows: int, multiple: int, tensor_parallel: int) -> int:
-    """Rows of a vocabulary table, padded to one size for every usual TP degree.
-
-    A multiple of 128 divides by every TP that fits a node, so a checkpoint keeps its shape when the
-    degree changes.
-
-    Args:
-        rows: real rows.
-        multiple: the padded size is a multiple of this.
-        tensor_parallel: ... and of this.
-    """
-    if multiple % tensor_parallel:
-        multiple *= tensor_parallel
-    return -(-rows // multiple) * multiple
 
 
 def hide_padding(logits: torch.Tensor, vocab_size: int) -> None:

@@ -18,16 +18,13 @@ from transformers.models.mllama.configuration_mllama import (
     MllamaVisionConfig as HFMllamaVisionConfig,
 )
 
-from models.assets import read_config
 from models.family_config import FamilyConfig
+from models.mllama.description import EXTRA_EMBEDDINGS, read_assets_config
 from models.mllama.steps import mllama_data_step, mllama_forward_step
-from models.vocabulary import padded_size
+from models.padding import VOCABULARY_MULTIPLE, padded_size
 
 if TYPE_CHECKING:
     from models.mllama.model import MCoreMllamaModel
-
-EXTRA_EMBEDDINGS = 8
-"""Rows of the embedding beyond the vocabulary: the image token is the first of them."""
 
 _ALIGNMENT = 8
 """Tokens of a tile are padded to a multiple of this before the encoder, as published."""
@@ -100,7 +97,7 @@ class MllamaLanguageConfig(Llama31Config):
 
     seq_length: int = 2048
     vocab_size: int | None = None
-    make_vocab_size_divisible_by: int = 128
+    make_vocab_size_divisible_by: int = VOCABULARY_MULTIPLE
     scatter_embedding_sequence_parallel: bool = False
     apply_rope_fusion: bool = False
     # As for nvila: the fused loss rounds gradients to bf16, which the bf16 recipes accept.
@@ -187,15 +184,6 @@ class MllamaConfig(FamilyConfig):
             self.vision_transformer_config.tokens_per_tile
         )
         return MCoreMllamaModel(self, pre_process, post_process, vp_stage)
-
-
-def read_assets_config(assets: str | Path) -> HFMllamaConfig:
-    """Read config.json of an assets folder.
-
-    Raises:
-        ValueError: it is missing, or belongs to another model family.
-    """
-    return read_config(assets, HFMllamaConfig)
 
 
 def read_pixel_statistics(assets: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

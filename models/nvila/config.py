@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -14,11 +13,11 @@ from nemo.lightning import io
 from transformers import Qwen2Config as HFQwen2Config
 from transformers import SiglipVisionConfig
 
-from models.assets import read_config
 from models.family_config import FamilyConfig
+from models.nvila.description import read_assets_config
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.nvila.steps import nvila_data_step, nvila_forward_step
-from models.vocabulary import padded_size
+from models.padding import VOCABULARY_MULTIPLE, padded_size
 
 if TYPE_CHECKING:
     from models.nvila.model import MCoreNvilaModel
@@ -60,7 +59,7 @@ class NvilaLanguageConfig(Qwen2Config):
     """Qwen2.5; `vocab_size` None means: what the assets say."""
 
     vocab_size: int | None = None
-    make_vocab_size_divisible_by: int = 128
+    make_vocab_size_divisible_by: int = VOCABULARY_MULTIPLE
     scatter_embedding_sequence_parallel: bool = False
     # Megatron-Core's fused loss rounds the gradient of the logits to bf16, also in fp32 training:
     # an error of 0.3 % in every gradient. The bf16 recipes switch it on.
@@ -129,15 +128,6 @@ class NvilaConfig(FamilyConfig):
         from models.nvila.model import MCoreNvilaModel
 
         return MCoreNvilaModel(self, pre_process, post_process, vp_stage)
-
-
-def read_assets_config(assets: str | Path) -> NVILALiteConfig:
-    """Read config.json of an assets folder.
-
-    Raises:
-        ValueError: it is missing, or belongs to another model family.
-    """
-    return read_config(assets, NVILALiteConfig)
 
 
 def language_config_from_hf(text: HFQwen2Config) -> NvilaLanguageConfig:

@@ -26,9 +26,3 @@ def build_projector(config: NvilaConfig) -> torch.nn.Module:
         vision.hidden_size, language.hidden_size, DOWNSAMPLE[config.mm_projector_type]
     )
     return projector.to(config.params_dtype)
-
-
-def projector_parameter_names(config: NvilaConfig) -> list[str]:
-    """Return the parameters' names, below the projector."""
-    with torch.device("meta"):
-        return list(build_projector(config).state_dict())

@@ -8,11 +8,9 @@ import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 
+from models.nvila.carried import carried_name, carried_shapes
 from models.nvila.config import SiglipTowerConfig
 from models.vision_layer import vision_layer_spec
-
-CARRIED_SEPARATOR = "__"
-"""Stands for the dot in the names of carried tensors (a buffer's name may hold no dot)."""
 
 
 class SiglipTower(MegatronModule):
@@ -41,9 +39,12 @@ class SiglipTower(MegatronModule):
             vp_stage=0,
         )
         self.carried = torch.nn.Module()
-        for name, shape in carried_shapes(config).items():
+        shapes = carried_shapes(
+            range(running.num_layers, config.num_layers), width, config.ffn_hidden_size
+        )
+        for name, shape in shapes.items():
             self.carried.register_buffer(
-                name.replace(".", CARRIED_SEPARATOR), torch.zeros(shape, dtype=config.params_dtype)
+                carried_name(name), torch.zeros(shape, dtype=config.params_dtype)
             )
         if config.params_dtype is not None:
             self.conv1.to(config.params_dtype)
@@ -70,30 +71,3 @@ class SiglipTower(MegatronModule):
         hidden = hidden + self.position_embeddings(places).unsqueeze(1)
         hidden = self.decoder(hidden.contiguous(), attention_mask=None)
         return hidden.transpose(0, 1).contiguous()
-
-
-def carried_shapes(config: SiglipTowerConfig) -> dict[str, tuple[int, ...]]:
-    """Names (below `vision_model.`) and shapes of the tensors that do not take part."""
-    width, inner = config.hidden_size, config.ffn_hidden_size
-    block = {
-        "layer_norm1.weight": (width,),
-        "layer_norm1.bias": (width,),
-        "layer_norm2.weight": (width,),
-        "layer_norm2.bias": (width,),
-        "mlp.fc1.weight": (inner, width),
-        "mlp.fc1.bias": (inner,),
-        "mlp.fc2.weight": (width, inner),
-        "mlp.fc2.bias": (width,),
-    }
-    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-        block[f"self_attn.{projection}.weight"] = (width, width)
-        block[f"self_attn.{projection}.bias"] = (width,)
-    first = config.num_layers - config.num_carried_layers
-    shapes: dict[str, tuple[int, ...]] = {
-        f"encoder.layers.{layer}.{name}": shape
-        for layer in range(first, config.num_layers)
-        for name, shape in block.items()
-    }
-    shapes["post_layernorm.weight"] = (width,)
-    shapes["post_layernorm.bias"] = (width,)
-    return shapes

@@ -68,34 +68,20 @@ def published(nemo):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_table_has_the_keys_and_shapes_of_both_models(published, size, monkeypatch):
-    from converters.checkpoint import model_tensors
+def test_the_table_has_the_keys_and_shapes_of_both_models(published, size):
     from converters.mapping import to_hf, to_megatron
     from converters.mllama import mllama_table
+    from converters.structure import structure_of
     from models.mllama.config import config_from_hf
 
     description, theirs = published(size)
     parameters = sum(tensor.numel() for tensor in theirs.values())
     assert round(parameters / 1e9, 1) == PARAMETERS[size]
-    config = config_from_hf(description)
-    config.perform_initialization = False
-    config.use_cpu_initialization = True
-    # Transformer Engine's layers take a device of their own, and are filled from host memory.
-    layers = "megatron.core.extensions.transformer_engine."
-    monkeypatch.setattr(
-        f"{layers}_get_extra_te_kwargs",
-        lambda config: {"params_dtype": config.params_dtype, "device": "meta"},
-    )
-    monkeypatch.setattr(
-        f"{layers}_initialize_affine_weight_cpu", lambda *arguments, **options: None
-    )
-    with torch.device("meta"):
-        ours = model_tensors(config.configure_model())
-    in_memory = sum(tensor.numel() for tensor in ours.values() if not tensor.is_meta)
-    assert in_memory < 10_000_000
-    table = mllama_table(config)
-    assert shapes(to_megatron(table, lazy(theirs))) == shapes(ours)
-    assert shapes(to_hf(table, lazy(ours))) == shapes(theirs)
+    ours = structure_of(config_from_hf(description), torch.bfloat16).shapes()
+    table = mllama_table(description)
+    assert shapes(to_megatron(table, lazy(theirs))) == ours
+    empty = {name: torch.empty(shape, device="meta") for name, shape in ours.items()}
+    assert shapes(to_hf(table, lazy(empty))) == shapes(theirs)
 
 
 def lazy(tensors):
@@ -110,9 +96,8 @@ def shapes(tensors):
 
 def test_no_tensor_is_in_two_rows(published):
     from converters.mllama import mllama_table
-    from models.mllama.config import config_from_hf
 
-    table = mllama_table(config_from_hf(published("11b")[0]))
+    table = mllama_table(published("11b")[0])
     for keys in (
         [key for row in table for key in row.hf_keys],
         [row.megatron_key for row in table],
@@ -123,9 +108,8 @@ def test_no_tensor_is_in_two_rows(published):
 def test_the_norms_of_query_and_key_keep_their_sides(published):
     """Exchanged, they would give the same bits and logits: their product is all that counts."""
     from converters.mllama import mllama_table
-    from models.mllama.config import config_from_hf
 
-    rows = {row.hf_keys[0]: row for row in mllama_table(config_from_hf(published("11b")[0]))}
+    rows = {row.hf_keys[0]: row for row in mllama_table(published("11b")[0])}
     for side in ("q", "k"):
         row = rows[f"language_model.model.layers.38.cross_attn.{side}_norm.weight"]
         place = "language_model.decoder.layers.38.cross_attention."
@@ -148,9 +132,8 @@ def test_the_padding_of_both_vocabulary_tables_is_cut_again(published):
     """128,264 rows of the embedding and 128,256 of the output layer, both in 128,384."""
     from converters.mapping import fuse_tensors, split_tensors
     from converters.mllama import mllama_table
-    from models.mllama.config import config_from_hf
 
-    table = mllama_table(config_from_hf(published("11b")[0]))
+    table = mllama_table(published("11b")[0])
     rows = {row.megatron_key: row for row in table}
     for name, real in (("embedding.word_embeddings", 128264), ("output_layer", 128256)):
         row = rows[f"language_model.{name}.weight"]

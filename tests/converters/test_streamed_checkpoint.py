@@ -55,7 +55,7 @@ def imported(sources, family, tmp_path_factory):
     weights = load_file(sources / family / "model.safetensors")
     weights.pop("llm.lm_head.weight", None)
     with single_process():
-        tensors = fuse_tensors(loaded.table(loaded.describe(assets)), weights)
+        tensors = fuse_tensors(loaded.table(assets), weights)
     return sources / family, checkpoint, tensors
 
 

@@ -53,7 +53,7 @@ def start(single_process, tmp_path_factory):
     folder = tmp_path_factory.mktemp("layouts")
     reference = make_reference()
     config = config_from_hf(reference.config)
-    rows = mllama_table(config)
+    rows = mllama_table(reference.config)
     module = build_model(config, torch.float32)
     module.load_state_dict(fuse_tensors(rows, disk_names(reference.state_dict())), strict=False)
     (folder / "start").mkdir()

@@ -37,7 +37,7 @@ def pair():
             setattr(config, name, value)
             setattr(config.language_transformer_config, name, value)
             setattr(config.vision_transformer_config, name, value)
-        rows = mllama_table(config)
+        rows = mllama_table(reference.config)
         module = build_model(config, torch.float32)
         module.load_state_dict(fuse_tensors(rows, disk_names(reference.state_dict())), strict=False)
         return reference, module, rows

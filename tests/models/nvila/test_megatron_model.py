@@ -20,7 +20,7 @@ def pair(make_nano_model):
         config = config_from_hf(reference.config)
         for name, value in settings.items():
             setattr(config, name, value)
-        rows = nvila_table(config)
+        rows = nvila_table(reference.config)
         module = build_model(config, torch.float32)
         state = {name: value for name, value in reference.state_dict().items()}
         if tied:

@@ -1,0 +1,39 @@
+"""The parts of a SigLIP that NVILA never computes, and that export gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def carried_name(name: str) -> str:
+    """Return the name of a buffer for a tensor: it may hold no dot."""
+    return name.replace(".", "__")
+
+
+def carried_shapes(layers: Iterable[int], width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    """Names (below `vision_model.`) and shapes of the tensors that do not take part.
+
+    Args:
+        layers: numbers of the blocks.
+        width: of the encoder.
+        inner: of the blocks' MLP.
+    """
+    block = {
+        "layer_norm1.weight": (width,),
+        "layer_norm1.bias": (width,),
+        "layer_norm2.weight": (width,),
+        "layer_norm2.bias": (width,),
+        "mlp.fc1.weight": (inner, width),
+        "mlp.fc1.bias": (inner,),
+        "mlp.fc2.weight": (width, inner),
+        "mlp.fc2.bias": (width,),
+    }
+    for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        block[f"self_attn.{projection}.weight"] = (width, width)
+        block[f"self_attn.{projection}.bias"] = (width,)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"encoder.layers.{layer}.{name}": shape for layer in layers for name, shape in block.items()
+    }
+    shapes["post_layernorm.weight"] = (width,)
+    shapes["post_layernorm.bias"] = (width,)
+    return shapes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from torch.distributed.checkpoint.metadata import MetadataIndex
@@ -99,7 +100,9 @@ def _write_archives(
     archives: Sequence[Archive], name: str, file: HashedFile
 ) -> dict[MetadataIndex, Place]:
     places = {}
-    for archive in archives:
+    for archive, following in zip_longest(archives, archives[1:]):
+        if following is not None:
+            following.prefetch()
         places[archive.index] = archive.write(file, name)
         file.done_with_a_chunk()
     return places

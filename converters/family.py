@@ -15,7 +15,7 @@ from converters.mapping import Row
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
-    from transformers import BatchFeature, PretrainedConfig
+    from transformers import BatchFeature, PretrainedConfig, PreTrainedModel
 
     from models.family_config import FamilyConfig
     from models.training_module import TrainingModule
@@ -69,8 +69,19 @@ class Family(ABC):
         return dict(tensors)
 
     @abstractmethod
+    def hf_model(self, directory: Path) -> PreTrainedModel:
+        """Build the Hugging Face model of a config.json, with no weights to speak of."""
+
+    @abstractmethod
     def hf_shapes(self, assets: Path) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every tensor of the Hugging Face model, as transformers builds it."""
+        """Return the shape of every tensor on disk, as the Hugging Face model has it."""
+
+    hf_layers: ClassVar[str]
+    """Where the Hugging Face model has the layers of its language model."""
+
+    def memory_name(self, key: str) -> str:
+        """Return the Hugging Face model's name of a tensor with a name on disk."""
+        return key
 
     def complete_assets(self, assets: Path, source: str) -> None:
         """Make the files that a server needs and that can be derived from the others.

@@ -1,4 +1,4 @@
-"""Large files written by several processes, each file hashed and synchronised while it grows."""
+"""Large files written by several processes, each file hashed while it grows."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ import torch
 Result = TypeVar("Result")
 
 _READ_BYTES = 4 * 2**20
-_SYNC_BYTES = 256 * 2**20
 _PR_SET_PDEATHSIG = 1
 
 
 class HashedFile:
-    """A new file whose bytes a thread reads behind the writer: it hashes and synchronises them.
+    """A new file whose bytes a thread hashes behind the writer.
 
     Args:
         path: of the file, which must not exist.
@@ -83,7 +82,7 @@ class HashedFile:
         return self._sha256.hexdigest()
 
     def _follow(self) -> None:
-        position = synchronised = 0
+        position = 0
         try:
             while (end := self._ends.get()) is not None:
                 while position < end:
@@ -91,9 +90,6 @@ class HashedFile:
                     assert data, "a file got shorter"
                     self._sha256.update(data)
                     position += len(data)
-                if position - synchronised >= _SYNC_BYTES:
-                    os.fdatasync(self._reader)
-                    synchronised = position
         except OSError as error:
             self._failure = error
 
@@ -143,8 +139,20 @@ def write_files(
         OSError: the disk is full or failed.
         RuntimeError: a process was killed.
     """
-    if jobs == 1 or len(tasks) <= 1:
-        return [_write(task, release) for task in tasks]
+    # Copies gain nothing from threads, and waiting ones take the core from the one that hashes.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        if jobs == 1 or len(tasks) <= 1:
+            return [_write(task, release) for task in tasks]
+        return _write_in_processes(tasks, jobs, release)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _write_in_processes(
+    tasks: Sequence[FileTask[Result]], jobs: int, release: Callable[[], None]
+) -> list[Written[Result]]:
     loads: list[list[int]] = [[] for _ in range(min(jobs, len(tasks)))]
     for number in sorted(range(len(tasks)), key=lambda number: -tasks[number].nbytes):
         min(loads, key=lambda load: sum(tasks[one].nbytes for one in load)).append(number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
+from itertools import zip_longest
 from math import prod
 from pathlib import Path
 
@@ -143,12 +144,14 @@ def _write_file(tensors: Mapping[str, LazyTensor], file: HashedFile) -> None:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % _LENGTH_BYTES)
     file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
-    for name in ordered:
-        for start, stop in tensors[name].row_chunks():
-            rows = tensors[name].read(start, stop).contiguous()
-            if rows.numel():
-                file.write(memoryview(rows.view(-1).view(torch.uint8).numpy()))
-            file.done_with_a_chunk()
+    chunks = [(tensors[name], *rows) for name in ordered for rows in tensors[name].row_chunks()]
+    for (tensor, start, stop), following in zip_longest(chunks, chunks[1:]):
+        if following is not None:
+            following[0].prefetch(*following[1:])
+        rows = tensor.read(start, stop).contiguous()
+        if rows.numel():
+            file.write(memoryview(rows.view(-1).view(torch.uint8).numpy()))
+        file.done_with_a_chunk()
 
 
 def _read_header(path: Path) -> tuple[dict[str, dict], int]:

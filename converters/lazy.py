@@ -40,6 +40,10 @@ class LazyTensor(ABC):
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows [start, stop); not to be written to, and valid until the next `release`."""
 
+    def prefetch(self, start: int, stop: int) -> None:
+        """Ask the system to fetch rows [start, stop) from the disk while something else is done."""
+        return
+
     def row_chunks(self) -> Iterator[tuple[int, int]]:
         """Yield the rows in ranges of about `CHUNK_BYTES`."""
         yield from row_ranges(self.rows, self.nbytes)
@@ -102,12 +106,18 @@ class MappedTensor(LazyTensor):
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows [start, stop) without a copy."""
-        row_shape = self.shape[1:]
-        row_bytes = prod(row_shape) * self.dtype.itemsize
-        offset = self.offset + start * row_bytes
-        if stop > start and row_bytes:
-            self.file.prefetch(offset, (stop - start) * row_bytes)
-        return self.file.tensor(self.dtype, (stop - start, *row_shape), offset)
+        shape = (stop - start, *self.shape[1:])
+        return self.file.tensor(self.dtype, shape, self.offset + start * self._row_bytes)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Tell the system the place."""
+        length = (stop - start) * self._row_bytes
+        if length > 0:
+            self.file.prefetch(self.offset + start * self._row_bytes, length)
+
+    @property
+    def _row_bytes(self) -> int:
+        return prod(self.shape[1:]) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -147,28 +157,9 @@ class CastTensor(LazyTensor):
         """Return rows [start, stop), rounded."""
         return self.source.read(start, stop).to(self.dtype)
 
-
-@dataclass(frozen=True)
-class RowsOf(LazyTensor):
-    """Some rows of a tensor."""
-
-    source: LazyTensor
-    start: int
-    stop: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Of the rows."""
-        return (self.stop - self.start, *self.source.shape[1:])
-
-    @property
-    def dtype(self) -> torch.dtype:  # type: ignore[override]
-        """Of the source."""
-        return self.source.dtype
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Return rows [start, stop) of these."""
-        return self.source.read(self.start + start, self.start + stop)
+    def prefetch(self, start: int, stop: int) -> None:
+        """Pass on to the source."""
+        self.source.prefetch(start, stop)
 
 
 @dataclass(frozen=True)
@@ -187,20 +178,31 @@ class Stacked(LazyTensor):
 
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows [start, stop); a copy only where they are of several runs."""
-        parts: list[Tensor] = []
+        row_shape = self.shape[1:]
+        parts = [
+            torch.zeros((last - first, *row_shape), dtype=self.dtype)
+            if tensor is None
+            else tensor.read(first, last)
+            for tensor, first, last in self._between(start, stop)
+        ]
+        if not parts:
+            return torch.empty((0, *row_shape), dtype=self.dtype)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Pass on to the tensors."""
+        for tensor, first, last in self._between(start, stop):
+            if tensor is not None:
+                tensor.prefetch(first, last)
+
+    def _between(self, start: int, stop: int) -> Iterator[tuple[LazyTensor | None, int, int]]:
+        """Yield (tensor, first row, row behind the last) of what rows [start, stop) are made of."""
         end = 0
         for tensor, first, rows in self.runs:
             begin, end = end, end + rows
             low, high = max(start, begin), min(stop, end)
-            if low >= high:
-                continue
-            if tensor is None:
-                parts.append(torch.zeros((high - low, *self.shape[1:]), dtype=self.dtype))
-            else:
-                parts.append(tensor.read(first + low - begin, first + high - begin))
-        if not parts:
-            return torch.empty((0, *self.shape[1:]), dtype=self.dtype)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            if low < high:
+                yield tensor, first + low - begin, first + high - begin
 
 
 def same_bits(left: LazyTensor, right: LazyTensor) -> bool:

@@ -16,7 +16,7 @@ from converters.family import Family, Prompt
 from converters.gradient_image import gradient_image
 from converters.lazy import LazyTensor
 from converters.mapping import ConversionError, Row
-from converters.mllama import disk_names, mllama_table
+from converters.mllama import disk_names, mllama_table, module_name
 from converters.mllama_assets import complete_assets
 from models.mllama.description import read_assets_config
 
@@ -32,6 +32,7 @@ class MllamaFamily(Family):
 
     name = "mllama"
     model_type = "mllama"
+    hf_layers = "model.language_model.layers"
 
     @property
     def lightning_class(self) -> type[TrainingModule]:
@@ -70,13 +71,21 @@ class MllamaFamily(Family):
                 )
         return renamed
 
+    def hf_model(self, directory: Path) -> MllamaForConditionalGeneration:
+        """The class of transformers."""
+        return MllamaForConditionalGeneration(read_assets_config(directory))
+
     def hf_shapes(self, assets: Path) -> dict[str, tuple[int, ...]]:
-        """Ask transformers' class, without memory."""
+        """All tensors by their names on disk."""
         with torch.device("meta"):
-            model = MllamaForConditionalGeneration(read_assets_config(assets))
+            model = self.hf_model(assets)
         return {
             name: tuple(tensor.shape) for name, tensor in disk_names(model.state_dict()).items()
         }
+
+    def memory_name(self, key: str) -> str:
+        """Return the name in transformers' module tree."""
+        return module_name(key)
 
     def complete_assets(self, assets: Path, source: str) -> None:
         """Make what the published directories lack, and refuse what does not fit."""

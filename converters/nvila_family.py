@@ -37,6 +37,7 @@ class NvilaFamily(Family):
     hint = " (a language model and a vision tower are put together with `assemble`)"
     layouts = ("hf", "vila")
     runs_directory_code = True
+    hf_layers = "llm.model.layers"
 
     @property
     def lightning_class(self) -> type[TrainingModule]:
@@ -70,12 +71,15 @@ class NvilaFamily(Family):
             )
         return {name: tensor for name, tensor in tensors.items() if name != _HEAD}
 
+    def hf_model(self, directory: Path) -> NVILALiteForConditionalGeneration:
+        """Our own modelling code."""
+        return NVILALiteForConditionalGeneration(read_assets_config(directory))
+
     def hf_shapes(self, assets: Path) -> dict[str, tuple[int, ...]]:
-        """Ask our own modelling code, without memory."""
-        description = read_assets_config(assets)
+        """All but a tied output layer."""
         with torch.device("meta"):
-            model = NVILALiteForConditionalGeneration(description)
-        tied = {_HEAD} if description.text_config.tie_word_embeddings else set()
+            model = self.hf_model(assets)
+        tied = {_HEAD} if model.config.text_config.tie_word_embeddings else set()
         return {
             name: tuple(tensor.shape)
             for name, tensor in model.state_dict().items()

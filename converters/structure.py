@@ -15,6 +15,7 @@ from megatron.core.dist_checkpointing.mapping import (
     ShardedTensor,
     apply_factories,
 )
+from megatron.core.transformer.module import MegatronModule
 
 from converters.checkpoint import single_process
 from converters.nemo_weights import PREFIX
@@ -49,16 +50,20 @@ def structure_of(config: FamilyConfig, dtype: torch.dtype) -> Structure:
         config: sizes.
         dtype: of the weights.
     """
+    with single_process():
+        return _structure(empty_model(config, dtype).sharded_state_dict(prefix=PREFIX))
+
+
+def empty_model(config: FamilyConfig, dtype: torch.dtype) -> MegatronModule:
+    """Build the model without memory for its weights (inside `single_process`)."""
     config = copy.deepcopy(config)
     config.params_dtype = dtype
     config.perform_initialization = False
     config.use_cpu_initialization = False
     config.init_model_with_meta_device = True
-    with single_process():
-        # The layers outside of Transformer Engine take memory that nobody touches.
-        with torch.device("meta"):
-            model = config.configure_model()
-        return _structure(model.sharded_state_dict(prefix=PREFIX))
+    # The layers outside of Transformer Engine take memory that nobody touches.
+    with torch.device("meta"):
+        return config.configure_model()
 
 
 def _structure(sharded: Mapping[str, Any]) -> Structure:

@@ -147,6 +147,16 @@ class CheckpointFolder:
                 f"ckpt: {path} is missing or damaged ({' '.join(str(error).split())[:200]})."
             ) from error
 
+    def prefetch(self, chunk: _Chunk, first: float, last: float) -> None:
+        """Ask the system to fetch a part of an archive, from and to a fraction of it.
+
+        Where equal layers share an archive, this is of all of them: no harm, as they come next.
+        """
+        file = self._files.get(chunk.place.relative_path)
+        if file is not None:
+            begin = chunk.place.offset + int(chunk.place.length * first)
+            file.prefetch(begin, int(chunk.place.length * (last - first)))
+
     def release(self) -> None:
         """Give back the memory of what has been read."""
         for file in self._files.values():
@@ -225,6 +235,15 @@ class StoredTensor(LazyTensor):
                 f"{self.name}; the checkpoint is damaged."
             )
         return result
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Name the parts of the archives that are about these rows."""
+        for chunk in self._chunks:
+            offsets, sizes = self._place(chunk)
+            low, high = max(start, offsets[0]), min(stop, offsets[0] + sizes[0])
+            if low < high:
+                first, last = ((row - offsets[0]) / sizes[0] for row in (low, high))
+                self._folder.prefetch(chunk, first, last)
 
     def _place(self, chunk: _Chunk) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return where a chunk begins in this tensor, and its shape; a scalar is one row."""

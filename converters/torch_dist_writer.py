@@ -88,6 +88,11 @@ class Archive:
             return len(self.source)
         return self.source.nbytes * (self.stop - self.start) // max(self.source.rows, 1)
 
+    def prefetch(self) -> None:
+        """Ask the system to fetch what will be written."""
+        if not isinstance(self.source, bytes):
+            self.source.prefetch(self.start, self.stop)
+
     def write(self, file: HashedFile, file_name: str) -> Place:
         """Append the archive to a file and return where it is."""
         offset = file.tell()

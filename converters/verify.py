@@ -5,14 +5,18 @@ Keys and bits are compared a few rows at a time; only the comparison of logits b
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
+
+import psutil
 
 from converters.families import check_family
 from converters.finished import open_checkpoint
 from converters.hf_weights import HfWeights
 from converters.hub import open_source
-from converters.lazy import same_bits
+from converters.lazy import LazyTensor, same_bits
 from converters.manifest import damaged_files
 from converters.mapping import to_hf
 from converters.nemo_weights import open_weights
@@ -33,11 +37,18 @@ class Verification:
     logit_differences: dict[str, float]
     """Largest absolute difference by kind of prompt."""
 
+    layer_differences: dict[str, dict[str, float]]
+    """Largest difference by kind of prompt and layer, as a part of the largest activation there;
+    only where models were computed layer by layer."""
+
     @property
     def passed(self) -> bool:
         """No tensor differs, no file has changed, and every logit is within the tolerance."""
+        measured = [*self.logit_differences.values()]
+        for layers in self.layer_differences.values():
+            measured += layers.values()
         return not (self.different_tensors or self.damaged_files) and all(
-            difference <= LOGIT_TOLERANCE for difference in self.logit_differences.values()
+            difference <= LOGIT_TOLERANCE for difference in measured
         )
 
     def to_dict(self) -> dict[str, object]:
@@ -46,15 +57,21 @@ class Verification:
 
 
 def verify_checkpoint(
-    hf: str | Path, ckpt: str | Path, logits: bool = True, trust_remote_code: bool = False
+    hf: str | Path,
+    ckpt: str | Path,
+    logits: bool = True,
+    trust_remote_code: bool = False,
+    layers: bool | None = None,
 ) -> Verification:
     """Compare keys, bits and logits.
 
     Args:
         hf: Hugging Face directory or name on the hub.
         ckpt: NeMo checkpoint; its assets name the family.
-        logits: also run both models (in fp32, so they must fit into memory).
+        logits: also run both models, in fp32.
         trust_remote_code: run modelling code of the directory that is not this project's.
+        layers: run them with the weights of one module in memory at a time, and compare every layer
+            of the language model; None does so where they would not fit into memory.
 
     Raises:
         ValueError: an input is not what it should be, or a key is missing or surplus.
@@ -81,7 +98,13 @@ def verify_checkpoint(
         hf_weights.release()
         weights.release()
     differences: dict[str, float] = {}
-    if logits:
+    layer_differences: dict[str, dict[str, float]] = {}
+    if logits and (layers or (layers is None and not _fit_into_memory(expected))):
+        from converters.layered import LOGITS, compare_layers  # needs NeMo
+
+        layer_differences = compare_layers(family, directory, ckpt)
+        differences = {kind: found.pop(LOGITS) for kind, found in layer_differences.items()}
+    elif logits:
         from converters.logits import compare_logits  # needs NeMo
 
         differences = compare_logits(family, directory, ckpt)
@@ -90,4 +113,11 @@ def verify_checkpoint(
         different_tensors=tuple(different),
         damaged_files=tuple(damaged),
         logit_differences=differences,
+        layer_differences=layer_differences,
     )
+
+
+def _fit_into_memory(tensors: Mapping[str, LazyTensor]) -> bool:
+    """Tell whether both models fit, in fp32, beside what a checkpoint takes while it is loaded."""
+    needed = 3 * 4 * sum(prod(tensor.shape) for tensor in tensors.values())
+    return needed < psutil.virtual_memory().available

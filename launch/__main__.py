@@ -81,7 +81,10 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="processes that write (default 1)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything and say what would be written"
+        "--dry-run",
+        "--dryrun",
+        action="store_true",
+        help="check everything and say what would be written",
     )
 
 
@@ -120,6 +123,12 @@ def _add_exports(verbs: argparse._SubParsersAction) -> None:
     _add_hf(parser)
     parser.add_argument("--ckpt", required=True, metavar="DIR")
     parser.add_argument("--no-logits", action="store_true", help="compare keys and bits only")
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        default=None,
+        help="one layer in memory at a time, and every layer compared (default: where it must)",
+    )
     _add_trust(parser)
 
 
@@ -137,7 +146,13 @@ def _add_training(verbs: argparse._SubParsersAction) -> None:
         help="the recipe and its arguments",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument("--dryrun", action="store_true", help="print the resolved recipe and stop")
+    parser.add_argument(
+        "--dry-run",
+        "--dryrun",
+        dest="dryrun",
+        action="store_true",
+        help="print the resolved recipe and stop",
+    )
 
     parser = _verb(
         verbs, "eval", "launch.evaluate:evaluate", "ask an exported model and score the answers"

@@ -61,6 +61,7 @@ def verify_checkpoint(options: Namespace) -> dict[str, Any]:
         find_checkpoint(options.ckpt, "ckpt"),
         logits=not options.no_logits,
         trust_remote_code=options.trust_remote_code,
+        layers=options.layers,
     )
     return result.to_dict() | {"failed": not result.passed}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from converters.request import DEFAULT, Request, in_one_dtype, plan, total_bytes
 from models.nvila.config import config_from_hf
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.nvila.projector import build_projector
+
+_EMBEDDING, _HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 
 MEDIA_TOKENS = ("<vila/sentinel>", "<image>", "<vila/video>")
 """Added to the language model's tokenizer in the published order."""
@@ -74,7 +78,10 @@ def assemble(
     _extend_tokenizer(tokenizer)
     llm_weights, vision_weights = HfWeights(llm, "llm."), HfWeights(vision, "vision_tower.")
     language = in_one_dtype(llm_weights.tensors, request.dtype, f"llm: {llm}")
-    language = _resize_vocabulary(language, known, len(tokenizer), text_config.tie_word_embeddings)
+    if text_config.tie_word_embeddings:
+        language.pop(_HEAD, None)  # a stored copy of the embedding
+    for name in language.keys() & {_EMBEDDING, _HEAD}:
+        language[name] = _with_means(language[name], known, len(tokenizer), llm_weights.release)
     text_config.vocab_size = len(tokenizer)
     description = NVILALiteConfig(
         text_config=text_config,
@@ -89,27 +96,33 @@ def assemble(
     tensors = (
         language | _vision_tensors(vision_weights, dtype) | _fresh_projector(description, seed)
     )
-    config = config_from_hf(description)
     megatron = to_megatron(nvila_table(description), tensors)
     if request.dry_run:
-        fitting_structure(config, megatron)
+        fitting_structure(config_from_hf(description), megatron)
         return plan(megatron, out)
-
-    def release() -> None:
-        llm_weights.release()
-        vision_weights.release()
-
     with (
         new_directory(out, total_bytes(megatron)) as folder,
         tempfile.TemporaryDirectory() as assets,
     ):
         write_assets(Path(assets), description, tokenizer)
-        write_checkpoint(folder, config, megatron, Path(assets), release, request.jobs)
+        write_checkpoint(
+            folder,
+            config_from_hf(description),
+            megatron,
+            Path(assets),
+            partial(_release, llm_weights, vision_weights),
+            request.jobs,
+        )
     return {
         "parameters": sum(prod(tensor.shape) for tensor in tensors.values()),
         "dtype": str(dtype).removeprefix("torch."),
         "vocabulary": len(tokenizer),
     }
+
+
+def _release(*weights: HfWeights) -> None:
+    for one in weights:
+        one.release()
 
 
 def _load_tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
@@ -144,30 +157,19 @@ def _newline_id(tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> int:
     return ids[0]
 
 
-def _resize_vocabulary(
-    tensors: dict[str, LazyTensor], known: int, vocabulary: int, tied: bool
-) -> dict[str, LazyTensor]:
-    """Cut the embedding (and the output layer) to `known` rows and add means up to `vocabulary`.
+def _with_means(
+    table: LazyTensor, known: int, vocabulary: int, release: Callable[[], None]
+) -> LazyTensor:
+    """Return the first `known` rows, and behind them rows that are the mean of all before.
 
     The rows that Qwen's tables have beyond its tokenizer were never trained: they are no start for
     the added tokens.
     """
-    resized = dict(tensors)
-    head = "llm.lm_head.weight"
-    if tied:
-        resized.pop(head, None)  # a stored copy of the embedding
-    for name in ("llm.model.embed_tokens.weight", head):
-        if name in resized:
-            resized[name] = _with_means(resized[name], known, vocabulary)
-    return resized
-
-
-def _with_means(table: LazyTensor, known: int, vocabulary: int) -> LazyTensor:
-    """Return the first `known` rows, and behind them rows that are the mean of all before."""
     kept = min(known, vocabulary, table.rows)
     total = torch.zeros(table.shape[1], dtype=torch.float64)
     for start, stop in row_ranges(kept, table.nbytes):
-        total += table.read(start, stop).double().sum(dim=0)
+        total += table.read(start, stop).sum(dim=0, dtype=torch.float64)
+        release()
     added: list[Tensor] = []
     for count in range(kept, vocabulary):
         row = (total / count).to(table.dtype)

@@ -37,7 +37,7 @@ class HashedFile:
         self._reader = os.open(path, os.O_RDONLY)
         self._release = release
         self._sha256 = hashlib.sha256()
-        self._failure: OSError | None = None
+        self._failure: Exception | None = None
         self._ends: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
@@ -90,7 +90,7 @@ class HashedFile:
                     assert data, "a file got shorter"
                     self._sha256.update(data)
                     position += len(data)
-        except OSError as error:
+        except Exception as error:  # raised again by `close`
             self._failure = error
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -88,7 +88,9 @@ class MappedFile:
     def prefetch(self, offset: int, length: int) -> None:
         """Ask the system to read ahead."""
         page = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        self.buffer.madvise(mmap.MADV_WILLNEED, page, offset + length - page)
+        end = min(offset + length, len(self.buffer))
+        if page < end:  # a file that is cut short has less than it should
+            self.buffer.madvise(mmap.MADV_WILLNEED, page, end - page)
 
     def release(self) -> None:
         """Give the pages back; reading them again brings them back."""
@@ -205,14 +207,23 @@ class Stacked(LazyTensor):
                 yield tensor, first + low - begin, first + high - begin
 
 
-def same_bits(left: LazyTensor, right: LazyTensor) -> bool:
-    """Return whether dtype, shape and every bit agree (NaN equals the same NaN)."""
+def same_bits(
+    left: LazyTensor, right: LazyTensor, release: Callable[[], None] = lambda: None
+) -> bool:
+    """Return whether dtype, shape and every bit agree (NaN equals the same NaN).
+
+    Args:
+        left: a tensor.
+        right: another.
+        release: gives back the memory of what was read; called now and then.
+    """
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    return all(
-        torch.equal(_bits(left.read(start, stop)), _bits(right.read(start, stop)))
-        for start, stop in left.row_chunks()
-    )
+    for start, stop in left.row_chunks():
+        if not torch.equal(_bits(left.read(start, stop)), _bits(right.read(start, stop))):
+            return False
+        release()
+    return True
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -91,12 +91,14 @@ def verify_checkpoint(
     if expected.keys() != found.keys():
         missing = sorted(expected.keys() ^ found.keys())
         raise ValueError(f"hf: {hf} and {ckpt} differ in the tensors {', '.join(missing)}.")
-    different = []
-    for name, tensor in expected.items():
-        if not same_bits(tensor, found[name]):
-            different.append(name)
+
+    def release() -> None:
         hf_weights.release()
         weights.release()
+
+    different = [
+        name for name, tensor in expected.items() if not same_bits(tensor, found[name], release)
+    ]
     differences: dict[str, float] = {}
     layer_differences: dict[str, dict[str, float]] = {}
     if logits and (layers or (layers is None and not _fit_into_memory(expected))):

@@ -1,6 +1,7 @@
 """Streamed checkpoints beside those that Megatron-Core's own code writes and reads."""
 
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -475,3 +476,37 @@ def test_layer_by_layer_says_where_models_part(imported, tmp_path):
         assert layers["layer 0"] < 1e-5, kind
         if "layer 1" in layers:
             assert layers["layer 1"] > 1e-4, kind
+
+
+EXPORT_AND_VERIFY = textwrap.dedent(
+    """
+    import sys
+    from launch.__main__ import main
+
+    if __name__ == "__main__":
+        ckpt, out = sys.argv[1:]
+        statuses = [
+            main(["export", "--ckpt", ckpt, "--out", out]),
+            main(["verify", "--hf", out, "--ckpt", ckpt, "--no-logits"]),
+        ]
+        print(statuses, sorted({"nemo", "megatron", "lightning", "cpu_backend"} & set(sys.modules)))
+    """
+)
+
+
+@pytest.mark.slow
+def test_export_and_verify_need_no_nemo(imported, project_root, tmp_path):
+    _, checkpoint, _ = imported
+    (tmp_path / "script.py").write_text(EXPORT_AND_VERIFY)
+    paths = {"PYTHONPATH": str(project_root.path)}
+    environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    result = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py"), str(checkpoint), str(tmp_path / "out")],
+        cwd=project_root.path,
+        env=environment | paths,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.stdout.splitlines()[-1] == "[0, 0] []", result.stderr[-2000:]

@@ -145,6 +145,22 @@ def test_bf16_stays_near_fp32_and_is_what_the_checkpoint_holds(trained, nemo):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tp2_sp", "pp2", "dp2", "mllama_tp2_sp", "mllama_pp2"])
+def test_a_trained_checkpoint_streams_what_megatron_core_reads(trained, layout, nemo):
+    """With the optimizer beside the weights, which two ranks have written."""
+    import torch
+
+    from converters.checkpoint import read_checkpoint
+    from converters.nemo_weights import open_weights
+    from models.checkpoint_paths import find_checkpoint
+
+    checkpoint = find_checkpoint(trained / layout)
+    _, wanted = read_checkpoint(checkpoint)
+    found = open_weights(checkpoint, wanted).tensors
+    assert [name for name in wanted if not torch.equal(found[name].whole(), wanted[name])] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["whole", "mllama_whole"])
 def test_a_killed_run_goes_on_where_its_last_checkpoint_was(whole_run, reference):
     whole, resumed = (steps_of(whole_run, name) for name in (reference, f"{reference}_killed"))

@@ -76,13 +76,14 @@ def assemble(
     tokenizer = _load_tokenizer(llm)
     known = len(tokenizer)
     _extend_tokenizer(tokenizer)
+    text_config.vocab_size = len(tokenizer)
     llm_weights, vision_weights = HfWeights(llm, "llm."), HfWeights(vision, "vision_tower.")
     language = in_one_dtype(llm_weights.tensors, request.dtype, f"llm: {llm}")
     if text_config.tie_word_embeddings:
         language.pop(_HEAD, None)  # a stored copy of the embedding
     for name in language.keys() & {_EMBEDDING, _HEAD}:
         language[name] = _with_means(language[name], known, len(tokenizer), llm_weights.release)
-    text_config.vocab_size = len(tokenizer)
+    dtype = next(iter(language.values())).dtype
     description = NVILALiteConfig(
         text_config=text_config,
         vision_config=vision_config,
@@ -91,7 +92,6 @@ def assemble(
         mm_projector_type=projector,
         max_tiles=max_tiles,
     )
-    dtype = next(iter(language.values())).dtype
     description.torch_dtype = dtype
     tensors = (
         language | _vision_tensors(vision_weights, dtype) | _fresh_projector(description, seed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.file_writer import FileTask
 from converters.lazy import LazyTensor
-from converters.mapping import Row
+from converters.rows import Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -15,11 +15,12 @@ from converters.finished import open_checkpoint
 from converters.hf_weights import plan_file
 from converters.lazy import LazyTensor
 from converters.manifest import write_manifest
-from converters.mapping import Row, split
+from converters.mapping import split
 from converters.mllama import module_name
 from converters.nemo_weights import NemoWeights, open_weights
 from converters.output import new_directory, refuse_existing
 from converters.request import DEFAULT, Request, figures, in_one_dtype, plan, total_bytes
+from converters.rows import Row
 from models.adapter_paths import AdapterSettings, adapter_settings, is_adapter_checkpoint
 
 WEIGHTS_NAME = "adapter_model.safetensors"

@@ -17,15 +17,7 @@ from typing import TypeVar
 from transformers import MllamaConfig
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from converters.mapping import (
-    ConversionError,
-    FuseGateUp,
-    FuseKeyValue,
-    FuseQkv,
-    PadRows,
-    Rename,
-    Row,
-)
+from converters.rows import ConversionError, FuseGateUp, FuseKeyValue, FuseQkv, PadRows, Rename, Row
 from models.mllama.description import EXTRA_EMBEDDINGS
 from models.padding import padded_size
 

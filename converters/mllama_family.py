@@ -15,9 +15,9 @@ from transformers.models.mllama.processing_mllama import get_cross_attention_tok
 from converters.family import Family, Prompt
 from converters.gradient_image import gradient_image
 from converters.lazy import LazyTensor
-from converters.mapping import ConversionError, Row
 from converters.mllama import disk_names, mllama_table, module_name
 from converters.mllama_assets import complete_assets
+from converters.rows import ConversionError, Row
 from models.mllama.description import read_assets_config
 
 if TYPE_CHECKING:

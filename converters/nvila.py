@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from converters.mapping import FuseGateUp, FuseQkv, PadRows, Rename, Row
+from converters.rows import FuseGateUp, FuseQkv, PadRows, Rename, Row
 from models.nvila.carried import carried_name, carried_shapes
 from models.nvila.hf_code.configuration_nvila_lite import DOWNSAMPLE, NVILALiteConfig
 from models.nvila.hf_code.modeling_nvila_lite import NVILALiteProjector

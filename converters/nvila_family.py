@@ -15,8 +15,8 @@ from converters.file_writer import FileTask
 from converters.gradient_image import gradient_image
 from converters.hf_directory import check_directory_name, write_code
 from converters.lazy import LazyTensor, same_bits
-from converters.mapping import Row
 from converters.nvila import nvila_table
+from converters.rows import Row
 from converters.vila_layout import plan_vila_layout
 from models.nvila.description import read_assets_config
 from models.nvila.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration

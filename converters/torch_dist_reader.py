@@ -22,7 +22,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from converters.lazy import LazyTensor, MappedFile
-from converters.mapping import ConversionError, shortened
+from converters.mapping import shortened
+from converters.rows import ConversionError
 from converters.torch_dist_writer import METADATA_NAME, Place
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")

@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,49 @@ def change_json():
         path.write_text(json.dumps(content), encoding="utf-8")
 
     return change
+
+
+@pytest.fixture(scope="session")
+def quickstart_sources(nemo, tmp_path_factory):
+    """A Hugging Face directory of each family; one has its layers stacked, and tied embeddings."""
+    from converters.assemble import assemble
+    from converters.export_hf import export_checkpoint
+    from launch.quickstart.mllama_parent import train_mllama_tokenizer, write_mllama
+    from launch.quickstart.parents import train_tokenizer, write_qwen2, write_siglip
+
+    folder = tmp_path_factory.mktemp("sources")
+    write_siglip(folder / "siglip")
+    write_qwen2(folder / "qwen2", train_tokenizer())
+    assemble(folder / "qwen2", folder / "siglip", folder / "assembled")
+    export_checkpoint(folder / "assembled", folder / "nvila")
+    write_mllama(folder / "mllama", train_mllama_tokenizer())
+    return folder
+
+
+@pytest.fixture(scope="session", params=["nvila", "mllama"])
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def imported(quickstart_sources, family, single_process, tmp_path_factory):
+    """(source, checkpoint, tensors as Megatron-Core names them, made in memory)."""
+    from converters.families import family_named
+    from converters.finished import open_checkpoint
+    from converters.import_hf import import_checkpoint
+    from converters.mapping import fuse_tensors
+
+    checkpoint = tmp_path_factory.mktemp("imported") / family
+    import_checkpoint(family, quickstart_sources / family, checkpoint)
+    _, assets = open_checkpoint(checkpoint)
+    loaded = family_named(family)
+    weights = load_file(quickstart_sources / family / "model.safetensors")
+    weights.pop("llm.lm_head.weight", None)
+    tensors = fuse_tensors(loaded.table(assets), weights)
+    return quickstart_sources / family, checkpoint, tensors
+
+
+@pytest.fixture(scope="session")
+def read_metadata():
+    """Reads the description of a folder of weights."""
+    return lambda weights: pickle.loads((weights / ".metadata").read_bytes())

@@ -1,15 +1,8 @@
 import pytest
 import torch
 
-from converters.mapping import (
-    ConversionError,
-    FuseGateUp,
-    FuseQkv,
-    PadRows,
-    Rename,
-    fuse_tensors,
-    split_tensors,
-)
+from converters.mapping import fuse_tensors, split_tensors
+from converters.rows import ConversionError, FuseGateUp, FuseQkv, PadRows, Rename
 
 ROWS = [
     Rename(hf="norm", megatron="m.norm"),

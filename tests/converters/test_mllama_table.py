@@ -117,7 +117,8 @@ def test_the_norms_of_query_and_key_keep_their_sides(published):
 
 
 def test_key_and_value_of_a_group_stand_together():
-    from converters.mapping import FuseKeyValue, fuse_tensors, split_tensors
+    from converters.mapping import fuse_tensors, split_tensors
+    from converters.rows import FuseKeyValue
 
     row = FuseKeyValue(key="k", value="v", megatron="m", num_groups=2, head_size=3)
     key, value = torch.randn(6, 5), torch.randn(6, 5)
@@ -164,8 +165,8 @@ def test_the_names_on_disk_are_those_that_transformers_writes(write_nano_mllama,
 
 
 def test_a_mixture_of_both_styles_is_refused():
-    from converters.mapping import ConversionError
     from converters.mllama import disk_names
+    from converters.rows import ConversionError
 
     tensors = {"lm_head.weight": torch.zeros(1), "vision_model.class_embedding": torch.zeros(1)}
     with pytest.raises(

@@ -20,7 +20,7 @@ from transformers import (
 from converters.checkpoint_writer import fitting_structure, write_checkpoint
 from converters.hf_directory import write_assets
 from converters.hf_weights import HfWeights
-from converters.lazy import CastTensor, HeldTensor, LazyTensor, Stacked, row_ranges
+from converters.lazy import HeldTensor, LazyTensor, Stacked, cast, row_ranges
 from converters.mapping import to_megatron
 from converters.nvila import nvila_table
 from converters.output import new_directory, refuse_existing
@@ -185,7 +185,7 @@ def _vision_tensors(weights: HfWeights, dtype: torch.dtype) -> dict[str, LazyTen
     """Take the vision tower; the pooling head of a full SigLIP model is not part of NVILA."""
     tower = "vision_tower.vision_model."
     return {
-        name: tensor if tensor.dtype == dtype else CastTensor(tensor, dtype)
+        name: cast(tensor, dtype)
         for name, tensor in weights.tensors.items()
         if name.startswith(tower) and not name.startswith(f"{tower}head.")
     }

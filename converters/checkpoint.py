@@ -23,8 +23,8 @@ from torch import Tensor
 from converters.families import family_of
 from converters.finished import open_checkpoint, weights_of
 from converters.mapping import refuse_other_shapes
-from converters.nemo_weights import PREFIX
-from models.adapter_paths import is_adapter_checkpoint
+from converters.nemo_weights import PREFIX, open_weights
+from models.adapter_paths import base_checkpoint, is_adapter_checkpoint
 from models.assets import ASSETS_FOLDER
 from models.family_config import FamilyConfig
 
@@ -110,9 +110,7 @@ def load_model(
     """
     family, assets = open_checkpoint(checkpoint)
     if is_adapter_checkpoint(checkpoint):
-        from converters.lora import load_merged  # it loads the base through this function
-
-        return load_merged(checkpoint, dtype)
+        return _load_merged(checkpoint, family.describe(assets), dtype)
     weights = weights_of(checkpoint)
     config = family.describe(assets)
     module = build_model(config, dtype or stored_dtype(checkpoint))
@@ -125,6 +123,23 @@ def load_model(
         {"state_dict": sharded}, str(weights), validate_access_integrity=False
     )
     state = {name.removeprefix(PREFIX): value for name, value in loaded["state_dict"].items()}
+    module.load_state_dict(state, strict=False)
+    return config, module
+
+
+def _load_merged(
+    checkpoint: str | Path, config: FamilyConfig, dtype: torch.dtype | None
+) -> tuple[FamilyConfig, MegatronModule]:
+    """Load a LoRA checkpoint as a model; its values are those of the base's dtype in any case."""
+    module = build_model(config, dtype or stored_dtype(base_checkpoint(checkpoint)))
+    expected = model_tensors(module)
+    found = open_weights(checkpoint, expected).tensors
+    refuse_other_shapes(
+        {name: tuple(tensor.shape) for name, tensor in expected.items()},
+        {name: tensor.shape for name, tensor in found.items()},
+        f"ckpt: the base of {checkpoint} does not fit its context/assets/config.json",
+    )
+    state = {name: tensor.whole() for name, tensor in found.items()}
     module.load_state_dict(state, strict=False)
     return config, module
 

@@ -47,8 +47,9 @@ def import_checkpoint(
         copy_assets(source.small_files(), assets)
         family.complete_assets(assets, str(hf))
         config = family.describe(assets)
-        weights = HfWeights(source.all_files())
-        tensors = family.table_names(source.all_files(), weights.tensors)
+        directory = source.all_files()
+        weights = HfWeights(directory)
+        tensors = family.table_names(directory, weights.tensors)
         tensors = in_one_dtype(tensors, request.dtype, f"hf: {hf}")
         megatron = to_megatron(family.table(assets), tensors)
         if request.dry_run:

@@ -164,6 +164,11 @@ class CastTensor(LazyTensor):
         self.source.prefetch(start, stop)
 
 
+def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
+    """Return the tensor in a type: itself where it has it."""
+    return tensor if tensor.dtype == dtype else CastTensor(tensor, dtype)
+
+
 @dataclass(frozen=True)
 class Stacked(LazyTensor):
     """Runs of rows of several tensors, one after the other; None stands for zeros.

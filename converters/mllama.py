@@ -17,7 +17,7 @@ from typing import TypeVar
 from transformers import MllamaConfig
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from converters.rows import ConversionError, FuseGateUp, FuseKeyValue, FuseQkv, PadRows, Rename, Row
+from converters.rows import ConversionError, FuseGateUp, FuseKeyValue, PadRows, Rename, Row, qkv_row
 from models.mllama.description import EXTRA_EMBEDDINGS
 from models.padding import padded_size
 
@@ -118,9 +118,10 @@ def _self_attention(text: MllamaTextConfig, hf: str, megatron: str) -> list[Row]
         Rename(
             hf=f"{hf}input_layernorm.weight", megatron=f"{attention}linear_qkv.layer_norm_weight"
         ),
-        _qkv(
+        qkv_row(
             f"{hf}self_attn.",
             attention,
+            "weight",
             text.num_attention_heads,
             text.num_key_value_heads,
             text.hidden_size // text.num_attention_heads,
@@ -207,7 +208,7 @@ def _vision_layer(vision: MllamaVisionConfig, hf: str, megatron: str) -> list[Ro
     attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
     heads = vision.attention_heads
     rows: list[Row] = [
-        _qkv(f"{hf}self_attn.", attention, heads, heads, vision.hidden_size // heads),
+        qkv_row(f"{hf}self_attn.", attention, "weight", heads, heads, vision.hidden_size // heads),
         Rename(hf=f"{hf}self_attn.o_proj.weight", megatron=f"{attention}linear_proj.weight"),
     ]
     for kind in ("weight", "bias"):
@@ -224,15 +225,3 @@ def _vision_layer(vision: MllamaVisionConfig, hf: str, megatron: str) -> list[Ro
             Rename(hf=f"{hf}mlp.fc2.{kind}", megatron=f"{mlp}linear_fc2.{kind}"),
         ]
     return rows
-
-
-def _qkv(hf: str, megatron: str, num_heads: int, num_groups: int, head_size: int) -> Row:
-    return FuseQkv(
-        query=f"{hf}q_proj.weight",
-        key=f"{hf}k_proj.weight",
-        value=f"{hf}v_proj.weight",
-        megatron=f"{megatron}linear_qkv.weight",
-        num_heads=num_heads,
-        num_groups=num_groups,
-        head_size=head_size,
-    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from converters.lazy import CastTensor, LazyTensor
+from converters.lazy import LazyTensor, cast
 from converters.torch_dist_reader import CheckpointFolder
 from models.adapter_paths import (
     AdapterSettings,
@@ -105,8 +105,7 @@ def open_weights(checkpoint: str | Path, names: Iterable[str]) -> NemoWeights:
             adapters[layer] = Adapter(tensor, outer, settings.alpha / settings.dim)
         elif not name.endswith(_OUTER):
             trained.add(name)
-            dtype = tensors[name].dtype
-            tensors[name] = tensor if tensor.dtype == dtype else CastTensor(tensor, dtype)
+            tensors[name] = cast(tensor, tensors[name].dtype)
     for layer, adapter in adapters.items():
         tensors[f"{layer}.weight"] = MergedTensor(tensors[f"{layer}.weight"], adapter)
 

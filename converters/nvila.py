@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from converters.rows import FuseGateUp, FuseQkv, PadRows, Rename, Row
+from converters.rows import FuseGateUp, PadRows, Rename, Row, qkv_row
 from models.nvila.carried import carried_name, carried_shapes
 from models.nvila.hf_code.configuration_nvila_lite import DOWNSAMPLE, NVILALiteConfig
 from models.nvila.hf_code.modeling_nvila_lite import NVILALiteProjector
@@ -65,15 +65,13 @@ def _language_layer(text: Qwen2Config, hf: str, megatron: str) -> list[Row]:
             hf=f"{hf}input_layernorm.weight", megatron=f"{attention}linear_qkv.layer_norm_weight"
         ),
         *(
-            FuseQkv(
-                query=f"{hf}self_attn.q_proj.{kind}",
-                key=f"{hf}self_attn.k_proj.{kind}",
-                value=f"{hf}self_attn.v_proj.{kind}",
-                megatron=f"{attention}linear_qkv.{kind}",
-                num_heads=text.num_attention_heads,
-                num_groups=text.num_key_value_heads,
-                head_size=getattr(text, "head_dim", None)
-                or text.hidden_size // text.num_attention_heads,
+            qkv_row(
+                f"{hf}self_attn.",
+                attention,
+                kind,
+                text.num_attention_heads,
+                text.num_key_value_heads,
+                getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             )
             for kind in ("weight", "bias")
         ),
@@ -132,15 +130,7 @@ def _vision_layer(vision: SiglipVisionConfig, hf: str, megatron: str) -> list[Ro
             Rename(
                 hf=f"{hf}layer_norm1.{kind}", megatron=f"{attention}linear_qkv.layer_norm_{kind}"
             ),
-            FuseQkv(
-                query=f"{hf}self_attn.q_proj.{kind}",
-                key=f"{hf}self_attn.k_proj.{kind}",
-                value=f"{hf}self_attn.v_proj.{kind}",
-                megatron=f"{attention}linear_qkv.{kind}",
-                num_heads=heads,
-                num_groups=heads,
-                head_size=vision.hidden_size // heads,
-            ),
+            qkv_row(f"{hf}self_attn.", attention, kind, heads, heads, vision.hidden_size // heads),
             Rename(hf=f"{hf}self_attn.out_proj.{kind}", megatron=f"{attention}linear_proj.{kind}"),
             Rename(hf=f"{hf}layer_norm2.{kind}", megatron=f"{mlp}linear_fc1.layer_norm_{kind}"),
             Rename(hf=f"{hf}mlp.fc1.{kind}", megatron=f"{mlp}linear_fc1.{kind}"),

@@ -55,7 +55,7 @@ def new_directory(out: str | Path, needed_bytes: int = 0) -> Iterator[Path]:
         if target.exists():
             target.rmdir()
         partial.rename(target)
-        _synchronise_folder(target.parent)
+        _wait_for_disk(target.parent)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         if error.errno not in _DISK_ERRORS:
@@ -91,20 +91,18 @@ def _refuse_lack_of_room(folder: Path, needed_bytes: int) -> None:
 
 def _synchronise(folder: Path) -> None:
     for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as handle:
-                os.fsync(handle.fileno())
-        elif path.is_dir():
-            _synchronise_folder(path)
-    _synchronise_folder(folder)
+        if path.is_file() or path.is_dir():
+            _wait_for_disk(path)
+    _wait_for_disk(folder)
 
 
-def _synchronise_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _wait_for_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
 
 
 def _is_running(process_id: int) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from converters.lazy import CastTensor, LazyTensor
+from converters.lazy import LazyTensor, cast
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _PROBE_BYTES = 64 * 2**20
@@ -72,11 +72,7 @@ def in_one_dtype(
         )
     if dtype is None:
         return dict(tensors)
-    wanted = DTYPES[dtype]
-    return {
-        name: tensor if tensor.dtype == wanted else CastTensor(tensor, wanted)
-        for name, tensor in tensors.items()
-    }
+    return {name: cast(tensor, DTYPES[dtype]) for name, tensor in tensors.items()}
 
 
 def total_bytes(tensors: Mapping[str, LazyTensor]) -> int:

@@ -166,6 +166,28 @@ class FuseQkv(_FuseHeads):
         return (self.num_heads // self.num_groups, 1, 1)
 
 
+def qkv_row(hf: str, megatron: str, kind: str, heads: int, groups: int, head_size: int) -> FuseQkv:
+    """Return the row of a self-attention with the usual names.
+
+    Args:
+        hf: prefix of the projections on the Hugging Face side.
+        megatron: prefix of the attention on the Megatron-Core side.
+        kind: weight or bias.
+        heads: query heads.
+        groups: key and value heads.
+        head_size: of all.
+    """
+    return FuseQkv(
+        query=f"{hf}q_proj.{kind}",
+        key=f"{hf}k_proj.{kind}",
+        value=f"{hf}v_proj.{kind}",
+        megatron=f"{megatron}linear_qkv.{kind}",
+        num_heads=heads,
+        num_groups=groups,
+        head_size=head_size,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FuseKeyValue(_FuseHeads):
     """Key and value of a cross-attention: each group's key head, then its value head."""

@@ -105,7 +105,7 @@ def megatron_logits(checkpoint, hf_base):
     from transformers import AutoConfig, AutoProcessor
 
     from converters.checkpoint import open_checkpoint
-    from converters.lora import load_adapted
+    from tests.adapted_model import load_adapted
 
     family, _ = open_checkpoint(checkpoint)
     module = load_adapted(checkpoint).module.eval()

@@ -114,7 +114,7 @@ def test_losses_do_not_depend_on_the_layout(parallel, layout):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_saves_the_same_adapters(parallel, single_process, layout):
-    from converters.lora import adapted_layers, load_adapted
+    from tests.adapted_model import adapted_layers, load_adapted
 
     one, two = (
         dict(adapted_layers(load_adapted(last_checkpoint(parallel, name)).module))

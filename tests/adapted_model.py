@@ -1,4 +1,4 @@
-"""LoRA checkpoints: the base with its adapters, and the merge of both."""
+"""A LoRA checkpoint as it was trained, by Megatron-Core's loader: what exports are held to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from megatron.core import dist_checkpointing
 from megatron.core.transformer.module import MegatronModule
 from nemo.collections.llm.peft.lora import LoRALinear
-from torch import Tensor, nn
+from torch import nn
 
-from converters.checkpoint import load_model, model_tensors, stored_dtype
+from converters.checkpoint import load_model, model_tensors
 from converters.nemo_weights import PREFIX, adapter_tensors
 from converters.torch_dist_reader import CheckpointFolder
 from models.adapter_paths import adapter_settings, base_checkpoint
@@ -30,13 +30,11 @@ class AdaptedModel:
         config: sizes.
         module: computes with the adapters beside the base's weights.
         trained: names of the base's own tensors that were trained too.
-        dtype: of the base's checkpoint.
     """
 
     config: FamilyConfig
     module: MegatronModule
     trained: frozenset[str]
-    dtype: torch.dtype
 
 
 def load_adapted(checkpoint: str | Path, dtype: torch.dtype | None = None) -> AdaptedModel:
@@ -62,52 +60,7 @@ def load_adapted(checkpoint: str | Path, dtype: torch.dtype | None = None) -> Ad
         config=config,
         module=module,
         trained=frozenset(name for name in loaded if _ADAPTER not in name),
-        dtype=stored_dtype(base),
     )
-
-
-def load_merged(
-    checkpoint: str | Path, dtype: torch.dtype | None = None
-) -> tuple[FamilyConfig, MegatronModule]:
-    """Load a LoRA checkpoint as a model without adapters (inside `single_process`).
-
-    Args:
-        checkpoint: folder with `weights` and `context`.
-        dtype: of the parameters; their values are those of the base's dtype in any case.
-
-    Raises:
-        ValueError: the base is gone, or the weights do not fit it.
-    """
-    adapted = load_adapted(checkpoint, dtype)
-    merge(adapted)
-    return adapted.config, adapted.module
-
-
-def merge(adapted: AdaptedModel) -> None:
-    """Put W + alpha / dim * B A in place of each adapted layer.
-
-    The sum is computed in fp32 and rounded once, to the dtype of the base's checkpoint.
-    """
-    with torch.no_grad():
-        for path, layer in list(adapted_layers(adapted.module)):
-            linear = layer.to_wrap
-            merged = linear.weight.float() + scaled_product(layer)
-            linear.weight.copy_(merged.to(adapted.dtype))
-            if hasattr(linear, "return_layernorm_output"):  # the adapter had asked for it
-                linear.return_layernorm_output = False
-                linear.return_layernorm_output_gathered = False
-            parent, _, name = path.rpartition(".")
-            setattr(adapted.module.get_submodule(parent), name, linear)
-        for name in adapted.trained:
-            tensor = adapted.module.get_parameter(name)
-            tensor.copy_(tensor.to(adapted.dtype))
-
-
-def scaled_product(layer: LoRALinear) -> Tensor:
-    """Return alpha / dim * B A in fp32, in the layout of the fused weight: float[out, in]."""
-    adapter = layer.adapter
-    product = adapter.linear_out.weight.float() @ adapter.linear_in.weight.float()
-    return product * (adapter.alpha / adapter.dim)
 
 
 def adapted_layers(module: nn.Module) -> Iterator[tuple[str, LoRALinear]]:

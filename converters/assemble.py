@@ -21,16 +21,14 @@ from converters.checkpoint_writer import fitting_structure, write_checkpoint
 from converters.hf_directory import write_assets
 from converters.hf_weights import HfWeights
 from converters.lazy import HeldTensor, LazyTensor, Stacked, cast, row_ranges
-from converters.mapping import to_megatron
-from converters.nvila import nvila_table
+from converters.mapping import to_megatron, without_dropped
+from converters.nvila import EMBEDDING, OUTPUT, WHOLE_SIGLIP, nvila_drops, nvila_table
 from converters.output import new_directory, refuse_existing
 from converters.parents import read_parent_config
 from converters.request import DEFAULT, Request, in_one_dtype, plan, total_bytes
 from models.nvila.config import config_from_hf
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.nvila.projector import build_projector
-
-_EMBEDDING, _HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 
 MEDIA_TOKENS = ("<vila/sentinel>", "<image>", "<vila/video>")
 """Added to the language model's tokenizer in the published order."""
@@ -78,12 +76,14 @@ def assemble(
     _extend_tokenizer(tokenizer)
     text_config.vocab_size = len(tokenizer)
     llm_weights, vision_weights = HfWeights(llm, "llm."), HfWeights(vision, "vision_tower.")
-    language = in_one_dtype(llm_weights.tensors, request.dtype, f"llm: {llm}")
-    if text_config.tie_word_embeddings:
-        language.pop(_HEAD, None)  # a stored copy of the embedding
-    for name in language.keys() & {_EMBEDDING, _HEAD}:
+    language = without_dropped(
+        nvila_drops(text_config), llm_weights.tensors, f"llm: {llm}", llm_weights.release
+    )
+    language = in_one_dtype(language, request.dtype, f"llm: {llm}")
+    for name in language.keys() & {EMBEDDING, OUTPUT}:
         language[name] = _with_means(language[name], known, len(tokenizer), llm_weights.release)
     dtype = next(iter(language.values())).dtype
+    tower = without_dropped(WHOLE_SIGLIP, vision_weights.tensors, f"vision: {vision}")
     description = NVILALiteConfig(
         text_config=text_config,
         vision_config=vision_config,
@@ -94,7 +94,9 @@ def assemble(
     )
     description.torch_dtype = dtype
     tensors = (
-        language | _vision_tensors(vision_weights, dtype) | _fresh_projector(description, seed)
+        language
+        | {name: cast(tensor, dtype) for name, tensor in tower.items()}
+        | _fresh_projector(description, seed)
     )
     megatron = to_megatron(nvila_table(description), tensors)
     if request.dry_run:
@@ -179,16 +181,6 @@ def _with_means(
     if added:
         runs.append((HeldTensor(torch.stack(added)), 0, len(added)))
     return Stacked(tuple(runs), (vocabulary, table.shape[1]), table.dtype)
-
-
-def _vision_tensors(weights: HfWeights, dtype: torch.dtype) -> dict[str, LazyTensor]:
-    """Take the vision tower; the pooling head of a full SigLIP model is not part of NVILA."""
-    tower = "vision_tower.vision_model."
-    return {
-        name: cast(tensor, dtype)
-        for name, tensor in weights.tensors.items()
-        if name.startswith(tower) and not name.startswith(f"{tower}head.")
-    }
 
 
 def _fresh_projector(description: NVILALiteConfig, seed: int) -> dict[str, LazyTensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from converters.checkpoint import write_context
-from converters.file_writer import FileTask, HashedFile, write_files
+from converters.file_writer import FileTask, write_files
+from converters.hashed_file import HashedFile
 from converters.lazy import LazyTensor
 from converters.manifest import write_manifest
 from converters.mapping import refuse_other_shapes
@@ -99,10 +99,4 @@ def _loads(archives: Sequence[Archive], count: int) -> list[list[Archive]]:
 def _write_archives(
     archives: Sequence[Archive], name: str, file: HashedFile
 ) -> dict[MetadataIndex, Place]:
-    places = {}
-    for archive, following in zip_longest(archives, archives[1:]):
-        if following is not None:
-            following.prefetch()
-        places[archive.index] = archive.write(file, name)
-        file.done_with_a_chunk()
-    return places
+    return {archive.index: archive.write(file, name) for archive in archives}

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from converters.file_writer import FileTask
+from converters.hf_weights import HfWeights
 from converters.lazy import LazyTensor
-from converters.rows import Row
+from converters.mapping import without_dropped
+from converters.rows import Dropped, Row
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -60,6 +62,10 @@ class Family(ABC):
     def table(self, assets: Path) -> list[Row]:
         """Return the rows that map every tensor of the model whose config.json lies in a folder."""
 
+    def drops(self, assets: Path) -> list[Dropped]:
+        """Return the rows of the table that have no tensor of the model."""
+        return []
+
     def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Return a directory's tensors under the names of the table.
 
@@ -67,6 +73,15 @@ class Family(ABC):
             ValueError: they do not fit the directory's config.json.
         """
         return dict(tensors)
+
+    def known_tensors(self, hf: Path, weights: HfWeights) -> dict[str, LazyTensor]:
+        """Return a directory's tensors under the names of the table, without what is dropped.
+
+        Raises:
+            ValueError: they do not fit the directory's config.json.
+        """
+        tensors = self.table_names(hf, weights.tensors)
+        return without_dropped(self.drops(hf), tensors, f"hf: {hf}", weights.release)
 
     @abstractmethod
     def hf_model(self, directory: Path) -> PreTrainedModel:

@@ -1,15 +1,12 @@
-"""Large files written by several processes, each file hashed while it grows."""
+"""Large files written by several processes."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import multiprocessing
 import os
 import pickle
-import queue
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,80 +15,11 @@ from typing import Generic, TypeVar
 
 import torch
 
+from converters.hashed_file import HashedFile
+
 Result = TypeVar("Result")
 
-_READ_BYTES = 4 * 2**20
 _PR_SET_PDEATHSIG = 1
-
-
-class HashedFile:
-    """A new file whose bytes a thread hashes behind the writer.
-
-    Args:
-        path: of the file, which must not exist.
-        release: gives back the memory of what was read for what is written.
-    """
-
-    def __init__(self, path: Path, release: Callable[[], None]) -> None:
-        self._stream = path.open("xb")
-        self._reader = os.open(path, os.O_RDONLY)
-        self._release = release
-        self._sha256 = hashlib.sha256()
-        self._failure: Exception | None = None
-        self._ends: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
-
-    def write(self, data: bytes | memoryview) -> int:
-        """Append bytes."""
-        return self._stream.write(data)
-
-    def tell(self) -> int:
-        """Return how much was written."""
-        return self._stream.tell()
-
-    def flush(self) -> None:
-        """Hand over what was written."""
-        self._stream.flush()
-
-    def done_with_a_chunk(self) -> None:
-        """Let the thread go on to here, and give back the memory that the chunk took."""
-        self._stream.flush()
-        self._ends.put(self._stream.tell())
-        self._release()
-
-    def close(self) -> str:
-        """Finish the file and return the hexadecimal SHA-256 of its bytes.
-
-        Raises:
-            OSError: the disk is full or failed.
-        """
-        try:
-            self._stream.flush()
-            self._ends.put(self._stream.tell())
-            self._ends.put(None)
-            self._thread.join()
-            if self._failure is not None:
-                raise self._failure
-            os.fsync(self._stream.fileno())
-        finally:
-            self._ends.put(None)
-            self._thread.join()
-            self._stream.close()
-            os.close(self._reader)
-        return self._sha256.hexdigest()
-
-    def _follow(self) -> None:
-        position = 0
-        try:
-            while (end := self._ends.get()) is not None:
-                while position < end:
-                    data = os.pread(self._reader, min(_READ_BYTES, end - position), position)
-                    assert data, "a file got shorter"
-                    self._sha256.update(data)
-                    position += len(data)
-        except Exception as error:  # raised again by `close`
-            self._failure = error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from itertools import zip_longest
 from math import prod
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
-from converters.file_writer import FileTask, HashedFile
+from converters.file_writer import FileTask
+from converters.hashed_file import HashedFile
 from converters.lazy import LazyTensor, MappedFile, MappedTensor
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -144,14 +144,9 @@ def _write_file(tensors: Mapping[str, LazyTensor], file: HashedFile) -> None:
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % _LENGTH_BYTES)
     file.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
-    chunks = [(tensors[name], *rows) for name in ordered for rows in tensors[name].row_chunks()]
-    for (tensor, start, stop), following in zip_longest(chunks, chunks[1:]):
-        if following is not None:
-            following[0].prefetch(*following[1:])
-        rows = tensor.read(start, stop).contiguous()
-        if rows.numel():
-            file.write(memoryview(rows.view(-1).view(torch.uint8).numpy()))
-        file.done_with_a_chunk()
+    for name in ordered:
+        for start, stop in tensors[name].row_chunks():
+            file.append(tensors[name], start, stop)
 
 
 def _read_header(path: Path) -> tuple[dict[str, dict], int]:

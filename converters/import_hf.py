@@ -49,7 +49,7 @@ def import_checkpoint(
         config = family.describe(assets)
         directory = source.all_files()
         weights = HfWeights(directory)
-        tensors = family.table_names(directory, weights.tensors)
+        tensors = family.known_tensors(directory, weights)
         tensors = in_one_dtype(tensors, request.dtype, f"hf: {hf}")
         megatron = to_megatron(family.table(assets), tensors)
         if request.dry_run:

@@ -44,7 +44,7 @@ def compare_layers(family: Family, hf: Path, ckpt: str | Path) -> dict[str, dict
     """
     _, assets = open_checkpoint(ckpt)
     hf_weights = HfWeights(hf)
-    hf_tensors = family.table_names(hf, hf_weights.tensors)
+    hf_tensors = family.known_tensors(hf, hf_weights)
     with init_empty_weights(include_buffers=False):
         reference = family.hf_model(hf).eval()
     reference.tie_weights()

@@ -7,6 +7,8 @@ tensors, down to the bytes of mapped files, and rows of it come into being when 
 from __future__ import annotations
 
 import mmap
+import os
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +20,9 @@ from torch import Tensor
 
 CHUNK_BYTES = 64 * 2**20
 """Rows are read and written in pieces of about this size."""
+
+_SMALL_RUN_BYTES = 64 * 2**10
+"""Runs below it are joined in memory rather than copied one by one."""
 
 
 class LazyTensor(ABC):
@@ -40,9 +45,12 @@ class LazyTensor(ABC):
     def read(self, start: int, stop: int) -> Tensor:
         """Return rows [start, stop); not to be written to, and valid until the next `release`."""
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Ask the system to fetch rows [start, stop) from the disk while something else is done."""
-        return
+    def pieces(self, start: int, stop: int) -> Iterator[Tensor | FileBytes]:
+        """Yield what rows [start, stop) are made of, in order: bytes of files where they are.
+
+        A tensor is valid until the next `release`.
+        """
+        yield self.read(start, stop)
 
     def row_chunks(self) -> Iterator[tuple[int, int]]:
         """Yield the rows in ranges of about `CHUNK_BYTES`."""
@@ -73,28 +81,67 @@ class MappedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            # Private, so that torch sees a buffer that may be written to; nobody writes.
-            self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        # Private, so that torch sees a buffer that may be written to; nobody writes.
+        self.buffer = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_COPY)
 
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset: int) -> Tensor:
-        """Return the tensor whose bytes begin at an offset."""
+        """Return the tensor whose bytes begin at an offset, which will be read soon."""
         count = prod(shape)
         if count == 0:
             return torch.empty(tuple(shape), dtype=dtype)
         flat = torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=offset)
+        page, length = _pages(offset, count * dtype.itemsize)
+        self.buffer.madvise(mmap.MADV_WILLNEED, page, length)
         return flat.view(tuple(shape))
 
-    def prefetch(self, offset: int, length: int) -> None:
-        """Ask the system to read ahead."""
-        page = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        end = min(offset + length, len(self.buffer))
-        if page < end:  # a file that is cut short has less than it should
-            self.buffer.madvise(mmap.MADV_WILLNEED, page, end - page)
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill a buffer with the bytes from an offset on, past the mapping.
+
+        Raises:
+            ValueError: the file has become shorter, or its disk failed.
+        """
+        done = 0
+        try:
+            while done < len(view):
+                count = os.preadv(self._descriptor, [view[done:]], offset + done)
+                if count == 0:
+                    raise ValueError(f"{self._path} has been cut short while it was read.")
+                done += count
+        except OSError as error:
+            raise ValueError(f"{self._path} cannot be read ({error.strerror}).") from error
+
+    def drop(self, offset: int, length: int) -> None:
+        """Tell the system that it need not keep these bytes in its cache."""
+        os.posix_fadvise(self._descriptor, *_pages(offset, length), os.POSIX_FADV_DONTNEED)
 
     def release(self) -> None:
         """Give the pages back; reading them again brings them back."""
         self.buffer.madvise(mmap.MADV_DONTNEED)
+
+
+def _pages(offset: int, length: int) -> tuple[int, int]:
+    """Return the offset, and the length from there, of the pages that hold some bytes."""
+    begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
+    return begin, offset + length - begin
+
+
+@dataclass(frozen=True)
+class FileBytes:
+    """Bytes of a file.
+
+    Attributes:
+        file: the file.
+        offset: where they begin.
+        nbytes: how many.
+    """
+
+    file: MappedFile = field(repr=False)
+    offset: int
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -111,11 +158,10 @@ class MappedTensor(LazyTensor):
         shape = (stop - start, *self.shape[1:])
         return self.file.tensor(self.dtype, shape, self.offset + start * self._row_bytes)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Tell the system the place."""
-        length = (stop - start) * self._row_bytes
-        if length > 0:
-            self.file.prefetch(self.offset + start * self._row_bytes, length)
+    def pieces(self, start: int, stop: int) -> Iterator[Tensor | FileBytes]:
+        """Yield the place of the rows."""
+        offset = self.offset + start * self._row_bytes
+        yield FileBytes(self.file, offset, (stop - start) * self._row_bytes)
 
     @property
     def _row_bytes(self) -> int:
@@ -159,10 +205,6 @@ class CastTensor(LazyTensor):
         """Return rows [start, stop), rounded."""
         return self.source.read(start, stop).to(self.dtype)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Pass on to the source."""
-        self.source.prefetch(start, stop)
-
 
 def cast(tensor: LazyTensor, dtype: torch.dtype) -> LazyTensor:
     """Return the tensor in a type: itself where it has it."""
@@ -196,11 +238,18 @@ class Stacked(LazyTensor):
             return torch.empty((0, *row_shape), dtype=self.dtype)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Pass on to the tensors."""
-        for tensor, first, last in self._between(start, stop):
-            if tensor is not None:
-                tensor.prefetch(first, last)
+    def pieces(self, start: int, stop: int) -> Iterator[Tensor | FileBytes]:
+        """Yield the pieces of each run, or all rows at once where the runs are small."""
+        runs = list(self._between(start, stop))
+        row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
+        if (stop - start) * row_bytes < len(runs) * _SMALL_RUN_BYTES:
+            yield self.read(start, stop)
+            return
+        for tensor, first, last in runs:
+            if tensor is None:
+                yield torch.zeros((last - first, *self.shape[1:]), dtype=self.dtype)
+            else:
+                yield from tensor.pieces(first, last)
 
     def _between(self, start: int, stop: int) -> Iterator[tuple[LazyTensor | None, int, int]]:
         """Yield (tensor, first row, row behind the last) of what rows [start, stop) are made of."""

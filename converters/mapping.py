@@ -6,12 +6,12 @@ misses or a wrong shape stops the conversion with the full list, before anything
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from converters.lazy import HeldTensor, LazyTensor, Stacked
-from converters.rows import ConversionError, Row
+from converters.lazy import HeldTensor, LazyTensor, Stacked, same_bits
+from converters.rows import ConversionError, Dropped, Row
 
 
 def to_megatron(rows: Sequence[Row], tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
@@ -39,6 +39,37 @@ def to_hf(rows: Sequence[Row], tensors: Mapping[str, LazyTensor]) -> dict[str, L
     for row in rows:
         converted |= split(row, tensors[row.megatron_key])
     return converted
+
+
+def without_dropped(
+    drops: Sequence[Dropped],
+    tensors: Mapping[str, LazyTensor],
+    place: str,
+    release: Callable[[], None] = lambda: None,
+) -> dict[str, LazyTensor]:
+    """Leave out what the model does not have; copies are compared with their original.
+
+    Args:
+        drops: of the table.
+        tensors: by name.
+        place: argument and value, for the message.
+        release: gives back the memory of what was read.
+
+    Raises:
+        ConversionError: a copy differs from its original.
+    """
+    kept = dict(tensors)
+    for drop in drops:
+        for name in filter(drop.is_about, tensors):
+            original = kept.get(drop.copy_of or "")
+            if original is not None and not same_bits(kept[name], original, release):
+                raise ConversionError(
+                    f"{place} says tie_word_embeddings, but {name} differs from {drop.copy_of}."
+                )
+            # Without an original the copy stays, and is one of the surplus names.
+            if drop.copy_of is None or original is not None:
+                kept.pop(name)
+    return kept
 
 
 def fuse_tensors(rows: Sequence[Row], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -71,10 +71,6 @@ class MergedTensor(LazyTensor):
         merged = self._weight.read(start, stop).float() + product * adapter.scale
         return merged.to(self.dtype)
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Pass on to the weight, which is the large part."""
-        self._weight.prefetch(start, stop)
-
 
 def open_weights(checkpoint: str | Path, names: Iterable[str]) -> NemoWeights:
     """Open a checkpoint; nothing but its description is read.

@@ -5,11 +5,23 @@ from __future__ import annotations
 import torch
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from converters.rows import FuseGateUp, PadRows, Rename, Row, qkv_row
+from converters.rows import Dropped, FuseGateUp, PadRows, Rename, Row, qkv_row
 from models.nvila.carried import carried_name, carried_shapes
 from models.nvila.hf_code.configuration_nvila_lite import DOWNSAMPLE, NVILALiteConfig
 from models.nvila.hf_code.modeling_nvila_lite import NVILALiteProjector
 from models.padding import padded_size
+
+EMBEDDING, OUTPUT = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
+TIED_OUTPUT = [Dropped(hf=OUTPUT, copy_of=EMBEDDING)]
+"""Some files hold the tied output layer again."""
+
+WHOLE_SIGLIP = [
+    Dropped(hf="vision_tower.vision_model.head."),  # pools the patches to one vector
+    Dropped(hf="vision_tower.text_model."),
+    Dropped(hf="vision_tower.logit_scale"),
+    Dropped(hf="vision_tower.logit_bias"),
+]
+"""What the published SigLIP models have beyond the tower that NVILA takes."""
 
 
 def nvila_table(description: NVILALiteConfig) -> list[Row]:
@@ -30,6 +42,15 @@ def nvila_table(description: NVILALiteConfig) -> list[Row]:
             for name in projector.state_dict()
         ),
     ]
+
+
+def nvila_drops(text: Qwen2Config) -> list[Dropped]:
+    """Rows of what a directory may hold beyond the model.
+
+    Args:
+        text: of the language model.
+    """
+    return TIED_OUTPUT if text.tie_word_embeddings else []
 
 
 def language_table(

@@ -14,9 +14,9 @@ from converters.family import Family, Prompt
 from converters.file_writer import FileTask
 from converters.gradient_image import gradient_image
 from converters.hf_directory import check_directory_name, write_code
-from converters.lazy import LazyTensor, same_bits
-from converters.nvila import nvila_table
-from converters.rows import Row
+from converters.lazy import LazyTensor
+from converters.nvila import nvila_drops, nvila_table
+from converters.rows import Dropped, Row
 from converters.vila_layout import plan_vila_layout
 from models.nvila.description import read_assets_config
 from models.nvila.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
@@ -25,8 +25,6 @@ from models.nvila.remote_code import require_known_code
 if TYPE_CHECKING:
     from models.family_config import FamilyConfig
     from models.training_module import TrainingModule
-
-_HEAD, _EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 
 
 class NvilaFamily(Family):
@@ -56,20 +54,9 @@ class NvilaFamily(Family):
         """Return the rows of NVILA."""
         return nvila_table(read_assets_config(assets))
 
-    def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """Drop a stored copy of a tied embedding when it is one.
-
-        Raises:
-            ValueError: the copy differs from the embedding.
-        """
-        tied = read_assets_config(hf).text_config.tie_word_embeddings
-        if not tied or _HEAD not in tensors or _EMBEDDING not in tensors:
-            return dict(tensors)
-        if not same_bits(tensors[_HEAD], tensors[_EMBEDDING]):
-            raise ValueError(
-                f"hf: {hf} says tie_word_embeddings, but {_HEAD} differs from the embedding."
-            )
-        return {name: tensor for name, tensor in tensors.items() if name != _HEAD}
+    def drops(self, assets: Path) -> list[Dropped]:
+        """Return a stored copy of a tied embedding."""
+        return nvila_drops(read_assets_config(assets).text_config)
 
     def hf_model(self, directory: Path) -> NVILALiteForConditionalGeneration:
         """Our own modelling code."""
@@ -79,7 +66,7 @@ class NvilaFamily(Family):
         """All but a tied output layer."""
         with torch.device("meta"):
             model = self.hf_model(assets)
-        tied = {_HEAD} if model.config.text_config.tie_word_embeddings else set()
+        tied = {drop.hf for drop in nvila_drops(model.config.text_config)}
         return {
             name: tuple(tensor.shape)
             for name, tensor in model.state_dict().items()

@@ -237,3 +237,22 @@ class FuseGateUp(Row):
 def _refuse_rows(name: str, found: int, wanted: int) -> None:
     if found != wanted:
         raise ConversionError(f"{name}: has {found} rows, config.json says {wanted}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A Hugging Face tensor that a directory may hold and that the model does not have.
+
+    It is left out on import; export does not write it.
+
+    Attributes:
+        hf: its name; one that ends with a dot stands for all names that begin with it.
+        copy_of: the tensor whose bits it must have; None where nothing reads it.
+    """
+
+    hf: str
+    copy_of: str | None = None
+
+    def is_about(self, name: str) -> bool:
+        """Return whether a tensor is dropped."""
+        return name.startswith(self.hf) if self.hf.endswith(".") else name == self.hf

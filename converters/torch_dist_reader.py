@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
-from converters.lazy import LazyTensor, MappedFile
+from converters.lazy import FileBytes, LazyTensor, MappedFile
 from converters.mapping import shortened
 from converters.rows import ConversionError
 from converters.torch_dist_writer import METADATA_NAME, Place
@@ -36,6 +37,27 @@ class _Chunk:
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     place: Place
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Where a chunk and a range of rows meet.
+
+    Attributes:
+        chunk: the chunk.
+        offsets: where it begins in the tensor.
+        sizes: its shape there.
+        low: the first of the rows that it has.
+        high: the row behind the last.
+        whole_rows: whether it has all of them, or some columns.
+    """
+
+    chunk: _Chunk
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    low: int
+    high: int
+    whole_rows: bool
 
 
 class CheckpointFolder:
@@ -127,8 +149,8 @@ class CheckpointFolder:
         """Return the chunks of a stored tensor."""
         return self._chunks.get(f"{self.prefix}{name}", [])
 
-    def open(self, chunk: _Chunk, dtype: torch.dtype) -> Tensor:
-        """Return a chunk without a copy, where its archive holds nothing else.
+    def locate(self, chunk: _Chunk, dtype: torch.dtype) -> FileBytes:
+        """Return where the numbers of a chunk are.
 
         Raises:
             ValueError: the file is missing, cut short or damaged.
@@ -142,21 +164,11 @@ class CheckpointFolder:
             key = (place.relative_path, place.offset)
             if key not in self._payloads:
                 self._payloads[key] = _payload(path, place, dtype, chunk.sizes)
-            return file.tensor(dtype, chunk.sizes, self._payloads[key])
+            return FileBytes(file, self._payloads[key], prod(chunk.sizes) * dtype.itemsize)
         except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"ckpt: {path} is missing or damaged ({' '.join(str(error).split())[:200]})."
             ) from error
-
-    def prefetch(self, chunk: _Chunk, first: float, last: float) -> None:
-        """Ask the system to fetch a part of an archive, from and to a fraction of it.
-
-        Where equal layers share an archive, this is of all of them: no harm, as they come next.
-        """
-        file = self._files.get(chunk.place.relative_path)
-        if file is not None:
-            begin = chunk.place.offset + int(chunk.place.length * first)
-            file.prefetch(begin, int(chunk.place.length * (last - first)))
 
     def release(self) -> None:
         """Give back the memory of what has been read."""
@@ -214,19 +226,17 @@ class StoredTensor(LazyTensor):
         """
         result: Tensor | None = None
         filled = 0
-        for chunk in self._chunks:
-            offsets, sizes = self._place(chunk)
-            low, high = max(start, offsets[0]), min(stop, offsets[0] + sizes[0])
-            if low >= high:
-                continue
-            rows = self._data(chunk)[low - offsets[0] : high - offsets[0]]
-            if (low, high) == (start, stop) and sizes[1:] == self.shape[1:]:
+        for part in self._parts(start, stop):
+            offsets, low, high = part.offsets, part.low, part.high
+            place = self._place(part)
+            rows = place.file.tensor(self.dtype, (high - low, *part.sizes[1:]), place.offset)
+            if (low, high) == (start, stop) and part.whole_rows:
                 return rows
             if result is None:
                 result = torch.empty((stop - start, *self.shape[1:]), dtype=self.dtype)
             columns = (
                 slice(offset, offset + size)
-                for offset, size in zip(offsets[1:], sizes[1:], strict=True)
+                for offset, size in zip(offsets[1:], part.sizes[1:], strict=True)
             )
             result[(slice(low - start, high - start), *columns)] = rows
             filled += rows.numel()
@@ -237,25 +247,41 @@ class StoredTensor(LazyTensor):
             )
         return result
 
-    def prefetch(self, start: int, stop: int) -> None:
-        """Name the parts of the archives that are about these rows."""
+    def pieces(self, start: int, stop: int) -> Iterator[Tensor | FileBytes]:
+        """Yield the places of the rows, where each chunk has whole rows; else the rows.
+
+        Raises:
+            ValueError: a file is missing or damaged, or a part of the tensor is nowhere.
+        """
+        parts = sorted(
+            (part for part in self._parts(start, stop) if part.whole_rows), key=lambda one: one.low
+        )
+        if [*(part.low for part in parts), stop] != [start, *(part.high for part in parts)]:
+            yield self.read(start, stop)
+            return
+        yield from map(self._place, parts)
+
+    def _parts(self, start: int, stop: int) -> Iterator[_Part]:
+        """Yield the chunks that have some of the rows [start, stop); a scalar is one row."""
+        first_axis = 0 if self.layer is None else 1
         for chunk in self._chunks:
-            offsets, sizes = self._place(chunk)
+            offsets = chunk.offsets[first_axis:] or (0,)
+            sizes = chunk.sizes[first_axis:] or (1,)
             low, high = max(start, offsets[0]), min(stop, offsets[0] + sizes[0])
             if low < high:
-                first, last = ((row - offsets[0]) / sizes[0] for row in (low, high))
-                self._folder.prefetch(chunk, first, last)
+                yield _Part(chunk, offsets, sizes, low, high, sizes[1:] == self.shape[1:])
 
-    def _place(self, chunk: _Chunk) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return where a chunk begins in this tensor, and its shape; a scalar is one row."""
-        first = 0 if self.layer is None else 1
-        return chunk.offsets[first:] or (0,), chunk.sizes[first:] or (1,)
-
-    def _data(self, chunk: _Chunk) -> Tensor:
-        data = self._folder.open(chunk, self.dtype)
-        if self.layer is not None:
-            data = data[self.layer - chunk.offsets[0]]
-        return data if data.ndim else data.reshape(1)
+    def _place(self, part: _Part) -> FileBytes:
+        """Return where the rows of a part are, with those of its columns that the chunk has."""
+        numbers = self._folder.locate(part.chunk, self.dtype)
+        row_bytes = prod(part.sizes[1:]) * self.dtype.itemsize
+        layers_before = 0 if self.layer is None else self.layer - part.chunk.offsets[0]
+        rows_before = layers_before * part.sizes[0] + part.low - part.offsets[0]
+        return FileBytes(
+            numbers.file,
+            numbers.offset + rows_before * row_bytes,
+            (part.high - part.low) * row_bytes,
+        )
 
 
 def _payload(path: Path, place: Place, dtype: torch.dtype, sizes: tuple[int, ...]) -> int:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -26,7 +29,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from converters.file_writer import HashedFile
+from converters.hashed_file import HashedFile
 from converters.lazy import LazyTensor, row_ranges
 
 METADATA_NAME = ".metadata"
@@ -88,22 +91,46 @@ class Archive:
             return len(self.source)
         return self.source.nbytes * (self.stop - self.start) // max(self.source.rows, 1)
 
-    def prefetch(self) -> None:
-        """Ask the system to fetch what will be written."""
-        if not isinstance(self.source, bytes):
-            self.source.prefetch(self.start, self.stop)
-
     def write(self, file: HashedFile, file_name: str) -> Place:
         """Append the archive to a file and return where it is."""
         offset = file.tell()
         if isinstance(self.source, bytes):
             file.write(self.source)
         else:
-            chunk = self.source.read(self.start, self.stop).reshape(self.sizes).contiguous()
-            if chunk.untyped_storage().nbytes() != chunk.numel() * chunk.element_size():
-                chunk = chunk.clone()  # the archive would hold all that it is a part of
-            torch.save(chunk, file)  # type: ignore[arg-type]
+            self._save(self.source, file)
         return Place(file_name, offset, file.tell() - offset)
+
+    def _save(self, source: LazyTensor, file: HashedFile) -> None:
+        # `torch.save` writes a tensor of this shape whose memory nobody touches; where it hands its
+        # numbers over, those of the source are written.
+        placeholder = torch.empty(self.sizes, dtype=source.dtype)
+        append = partial(file.append, source, self.start, self.stop)
+        computes = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)  # it would read all of the placeholder
+        try:
+            torch.save(placeholder, _Substitution(file, placeholder, append))  # type: ignore[arg-type]
+        finally:
+            torch.serialization.set_crc32_options(computes)
+
+
+class _Substitution:
+    """A file for `torch.save`, in which other bytes take the place of a tensor's."""
+
+    def __init__(self, file: HashedFile, replaced: Tensor, append: Callable[[], None]) -> None:
+        self._file, self._replaced, self._append = file, replaced, append
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Append bytes, or what takes their place."""
+        if np.frombuffer(data, dtype=np.uint8).ctypes.data != self._replaced.data_ptr():
+            return self._file.write(data)
+        before = self._file.tell()
+        self._append()
+        assert self._file.tell() - before == len(data), "a tensor has other rows than its shape"
+        return len(data)
+
+    def flush(self) -> None:
+        """Pass on."""
+        self._file.flush()
 
 
 def plan_archives(

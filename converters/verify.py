@@ -84,7 +84,7 @@ def verify_checkpoint(
     directory = source.all_files()
     damaged = [*(damaged_files(directory) or ()), *(damaged_files(Path(ckpt)) or ())]
     hf_weights = HfWeights(directory)
-    expected = family.table_names(directory, hf_weights.tensors)
+    expected = family.known_tensors(directory, hf_weights)
     table = family.table(assets)
     weights = open_weights(ckpt, [row.megatron_key for row in table])
     found = to_hf(table, weights.tensors)

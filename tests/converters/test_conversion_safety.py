@@ -19,20 +19,21 @@ KILL_IN_THE_MIDDLE = textwrap.dedent(
     """
     import os, sys
     from launch.__main__ import main
-    from converters import file_writer
+    from converters import hashed_file
 
-    done = file_writer.HashedFile.done_with_a_chunk
+    hand_over = hashed_file.HashedFile._hand_over
     count = 0
 
-    def done_and_die(self):
+    def hand_over_and_die(self):
         global count
-        done(self)
+        hand_over(self)
         count += 1
         if count == 20:
             os.kill(os.getpid(), 9)
 
     if __name__ == "__main__":
-        file_writer.HashedFile.done_with_a_chunk = done_and_die
+        hashed_file._BUFFER_BYTES = 4096
+        hashed_file.HashedFile._hand_over = hand_over_and_die
         sys.exit(main(sys.argv[1:]))
     """
 )

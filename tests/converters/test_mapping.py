@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from converters.mapping import fuse_tensors, split_tensors
-from converters.rows import ConversionError, FuseGateUp, FuseQkv, PadRows, Rename
+from converters.lazy import HeldTensor
+from converters.mapping import fuse_tensors, split_tensors, without_dropped
+from converters.nvila import WHOLE_SIGLIP
+from converters.rows import ConversionError, Dropped, FuseGateUp, FuseQkv, PadRows, Rename
 
 ROWS = [
     Rename(hf="norm", megatron="m.norm"),
@@ -96,3 +98,29 @@ def test_a_wrong_shape_names_the_tensor():
         ConversionError, match=r"differ in width: q \[12, 6\], k \[6, 6\], v \[6, 5\]"
     ):
         fuse_tensors(ROWS, tensors)
+
+
+def test_what_the_model_does_not_have_is_dropped_by_name():
+    tower = "vision_tower.vision_model."
+    names = [f"{tower}head.probe", f"{tower}header", "vision_tower.logit_scale", f"{tower}x.head."]
+    tensors = {name: HeldTensor(torch.ones(1)) for name in [*names, "vision_tower.text_model.a"]}
+    kept = without_dropped(WHOLE_SIGLIP, tensors, "vision: x")
+    assert list(kept) == [f"{tower}header", f"{tower}x.head."]
+    assert len(tensors) == 5
+
+
+def test_a_copy_is_dropped_where_it_is_one_and_stays_without_its_original():
+    drops = [Dropped(hf="output", copy_of="embedding")]
+    table = torch.randn(4, 2)
+    other = table.clone()
+    other.view(torch.int32)[3, 1] ^= 1
+    stored = {"embedding": HeldTensor(table), "output": HeldTensor(table.clone())}
+    released = []
+    assert list(without_dropped(drops, stored, "hf: x", lambda: released.append(1))) == [
+        "embedding"
+    ]
+    assert released
+    with pytest.raises(ConversionError, match="hf: x says tie_word_embeddings, but output differs"):
+        without_dropped(drops, stored | {"output": HeldTensor(other)}, "hf: x")
+    lonely = {"output": stored["output"]}
+    assert without_dropped(drops, lonely, "hf: x") == lonely

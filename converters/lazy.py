@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import warnings
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -85,15 +86,18 @@ class MappedFile:
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        # Private, so that torch sees a buffer that may be written to; nobody writes.
-        self.buffer = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_COPY)
+        # For reading only: of a map that may be written to, a system promises all the memory, or
+        # refuses when the file is larger than that.
+        self.buffer = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
 
     def tensor(self, dtype: torch.dtype, shape: Sequence[int], offset: int) -> Tensor:
         """Return the tensor whose bytes begin at an offset, which will be read soon."""
         count = prod(shape)
         if count == 0:
             return torch.empty(tuple(shape), dtype=dtype)
-        flat = torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=offset)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")
+            flat = torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=offset)
         page, length = _pages(offset, count * dtype.itemsize)
         self.buffer.madvise(mmap.MADV_WILLNEED, page, length)
         return flat.view(tuple(shape))

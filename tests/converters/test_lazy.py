@@ -34,6 +34,16 @@ def test_rows_of_a_mapped_file_stay_readable_after_a_release(mapped):
     assert (found.rows, found.nbytes) == (7, 84)
 
 
+def test_a_file_larger_than_the_memory_can_be_mapped(tmp_path):
+    path = tmp_path / "sparse"
+    with path.open("wb") as stream:
+        stream.truncate(2**42)
+        stream.seek(2**41)
+        stream.write(torch.arange(6, dtype=torch.int16).numpy().tobytes())
+    found = MappedTensor(MappedFile(path), torch.int16, (3, 2), 2**41)
+    assert found.read(1, 3).tolist() == [[2, 3], [4, 5]]
+
+
 def test_runs_of_rows_are_joined_in_order_with_zeros_between():
     one, two = HeldTensor(torch.arange(8.0).reshape(4, 2)), HeldTensor(-torch.ones(3, 2))
     stacked = Stacked(((one, 1, 2), (None, 0, 1), (two, 0, 3), (one, 0, 1)), (7, 2), torch.float32)

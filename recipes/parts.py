@@ -18,9 +18,11 @@ from datamodules.conversation_module import ConversationDataModule
 from datamodules.energon import EnergonDataModule
 from datamodules.preloaded import PreloadedDataModule
 from recipes.checkpoints import StageCheckpoint
+from recipes.hang_watchdog import HangWatchdog
 from recipes.rows import LayoutRow, Precision, StageRow, check_batch, look_up
 from recipes.start import StartOrResume
 from recipes.step_log import StepLog
+from recipes.stop_on_signal import StopOnSignal
 
 
 def with_precision(layout: LayoutRow, precision: str | None) -> LayoutRow:
@@ -114,7 +116,7 @@ def trainer(
         log_every_n_steps=1,
         strategy=strategy(layout),
         plugins=precision_plugin(layout.precision),
-        callbacks=[run.Config(StepLog)],
+        callbacks=[run.Config(StepLog), run.Config(StopOnSignal), run.Config(HangWatchdog)],
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.free_ports import free_port
+from tests.nano_start import write_nano_start
 
 SCRIPT = Path(__file__).parent / "train_nano.py"
 
@@ -17,20 +18,7 @@ SCRIPT = Path(__file__).parent / "train_nano.py"
 @pytest.fixture(scope="session")
 def nano_start(nemo, tmp_path_factory):
     """Data and an assembled checkpoint to train from: {"train_paths", "image_folder", ...}."""
-    from converters.assemble import assemble
-    from launch.quickstart.digits import write_digits
-    from launch.quickstart.parents import train_tokenizer, write_qwen2, write_siglip
-
-    folder = tmp_path_factory.mktemp("nano_start")
-    files = write_digits(folder / "data", strips_per_length=30, validation_strips=10)
-    write_siglip(folder / "siglip")
-    write_qwen2(folder / "qwen2", train_tokenizer())
-    assemble(folder / "qwen2", folder / "siglip", folder / "assembled")
-    return {
-        "init_from": str(folder / "assembled"),
-        "train_paths": [str(files.train_singles), str(files.train_strips)],
-        "image_folder": str(files.images),
-    }
+    return write_nano_start(tmp_path_factory.mktemp("nano_start"))
 
 
 @pytest.fixture(scope="session")
@@ -83,7 +71,7 @@ def _kill_marked(mark):
 
 @pytest.fixture(scope="session")
 def run_training(project_root, tmp_path_factory):
-    """Runs train_nano.py and returns its exit status."""
+    """Runs train_nano.py and returns its exit status; what it printed is in the file `.log`."""
 
     def run(runs, num_processes=1, check=True):
         command = [sys.executable]
@@ -93,7 +81,7 @@ def run_training(project_root, tmp_path_factory):
         # To a file: what a killed run leaves running (the process that collects a checkpoint's
         # results) would hold a pipe open. It is known by its environment, and ended here.
         mark = f"train_nano_{uuid.uuid4().hex}"
-        log = tmp_path_factory.mktemp("log") / "output.txt"
+        log = run.log = tmp_path_factory.mktemp("log") / "output.txt"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, str(SCRIPT), json.dumps(runs)],

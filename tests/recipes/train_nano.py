@@ -6,8 +6,9 @@ JSON is a list of runs, done one after the other in the same processes:
 {"dir", "name", "init_from", "train_paths", "weights", "image_folder", "steps", "save_every",
 "kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
 "stage", "family", "peft_scheme", "peft": {...}, "working_directory", "trainer": {...},
-"batch_notes"}; the family is nvila (stage sft) or mllama. A run without train_paths reads shards,
-data.path. Each rank appends to the file batch_notes + its number what every micro-batch held.
+"batch_notes", "fault": {"kind": "SIGTERM" or "hang", "step"}, "hang_minutes"}; the family
+is nvila (stage sft) or mllama. A run without train_paths reads shards, data.path. Each rank appends
+to the file batch_notes + its number what every micro-batch held. The last rank has the fault.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import json
 import os
 import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from nemo.utils.app_state import AppState
 import recipes.mllama
 import recipes.nvila
 from datamodules.energon_stream import EvaluationBatches, TrainingBatches
+from recipes.hang_watchdog import HangWatchdog
 
 
 class KillAt(pl.Callback, io.IOMixin):
@@ -40,6 +43,24 @@ class KillAt(pl.Callback, io.IOMixin):
     def on_train_batch_end(self, trainer, *arguments) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FaultOfOneRank(pl.Callback, io.IOMixin):
+    """Sends the last rank a signal, or lets it hang, after a step."""
+
+    def __init__(self, kind: str, step: int) -> None:
+        self.kind, self.step = kind, step
+
+    def on_train_batch_end(self, trainer, *arguments) -> None:
+        if trainer.global_step != self.step or trainer.global_rank != trainer.world_size - 1:
+            return
+        if self.kind == "hang":
+            wait_for_ever()
+        os.kill(os.getpid(), getattr(signal, self.kind))
+
+
+def wait_for_ever():
+    time.sleep(3600)
 
 
 class NoteChanges(pl.Callback, io.IOMixin):
@@ -99,6 +120,11 @@ def build(options):
         recipe.trainer.callbacks.append(run.Config(NoteChanges))
     if "kill_at_step" in options:
         recipe.trainer.callbacks.append(run.Config(KillAt, step=options["kill_at_step"]))
+    if "fault" in options:
+        recipe.trainer.callbacks.insert(0, run.Config(FaultOfOneRank, **options["fault"]))
+    for callback in recipe.trainer.callbacks:
+        if callback.__fn_or_cls__ is HangWatchdog and "hang_minutes" in options:
+            callback.minutes = options["hang_minutes"]
     return recipe
 
 

@@ -151,7 +151,23 @@ def _add_training(verbs: argparse._SubParsersAction) -> None:
         "--dryrun",
         dest="dryrun",
         action="store_true",
-        help="print the resolved recipe and stop",
+        help="print the resolved recipe, or the job's script, and stop",
+    )
+    parser.add_argument(
+        "--stages",
+        metavar="NAMES",
+        help="several stages of the factory, each after the one before, e.g. align,pretrain,sft; "
+        "STAGE.KEY=VALUE overrides a field of one",
+    )
+    parser.add_argument(
+        "--site",
+        metavar="NAME_OR_FILE",
+        help="the cluster that runs it: a name in launch/sites or a file (default: this machine)",
+    )
+    parser.add_argument(
+        "--allow-dirty",
+        action="store_true",
+        help="with a cluster: ship uncommitted changes too",
     )
 
     parser = _verb(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 
+BACKEND_FOLDER = "cpu_backend/site"
+"""Within this project: Python finds there what switches the backend on."""
+
 
 def activate(cpu: bool = False) -> bool:
     """Switch the CPU backend on when this machine has no GPU. Call before NeMo is imported.
@@ -39,3 +42,14 @@ def child_environment() -> dict[str, str]:
     import cpu_backend
 
     return cpu_backend.child_environment() if cpu_backend.is_enabled() else {}
+
+
+def job_environment() -> dict[str, str]:
+    """Return what ranks on machines without GPUs need, beside `BACKEND_FOLDER` in PYTHONPATH."""
+    import cpu_backend
+
+    environment = cpu_backend.child_environment()
+    for name in ("PATH", "PYTHONPATH"):  # of this machine
+        environment.pop(name)
+    environment.setdefault("OMP_NUM_THREADS", "1")
+    return environment

@@ -64,13 +64,45 @@ def parse_factory(text: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(problem) from error
 
 
+def build_stages(text: str, stages: str, overrides: Sequence[str] = ()) -> list[run.Partial]:
+    """Build a recipe for each stage.
+
+    Args:
+        text: a factory without the argument `stage`.
+        stages: names, separated by commas.
+        overrides: of all stages; `STAGE.key=value` is of one.
+
+    Raises:
+        ValueError: as `build_recipe`, or the factory names a stage or a run itself.
+    """
+    name, arguments = parse_factory(text)
+    for taken in ("stage", "name"):
+        if taken in arguments:
+            raise ValueError(f"factory: {taken} does not go with stages={stages!r}; leave it out.")
+    names = [stage.strip() for stage in stages.split(",")]
+    if len(set(names)) < len(names) or "" in names:
+        raise ValueError(f"stages: {stages!r} must be different names, separated by commas.")
+    common = [one for one in overrides if one.partition(".")[0] not in names]
+    return [
+        _build(
+            name,
+            arguments | {"stage": stage},
+            [*common, *(one[len(stage) + 1 :] for one in overrides if one.startswith(f"{stage}."))],
+        )
+        for stage in names
+    ]
+
+
 def build_recipe(text: str, overrides: Sequence[str] = ()) -> run.Partial:
     """Build a recipe and override its fields in NeMo-Run's dotted syntax.
 
     Raises:
         ValueError: an unknown factory, argument or field, or a value that does not fit.
     """
-    name, arguments = parse_factory(text)
+    return _build(*parse_factory(text), overrides)
+
+
+def _build(name: str, arguments: dict[str, Any], overrides: Sequence[str]) -> run.Partial:
     if name not in FACTORIES:
         raise ValueError(f"factory: {name!r} is unknown; allowed are {', '.join(FACTORIES)}.")
     module, _, function = FACTORIES[name].partition(":")

@@ -8,33 +8,62 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import backend
+from launch.requests import check_files, check_one_machine, is_finished
+from launch.site import LOCAL, Site, read_site
 
 if TYPE_CHECKING:
     import nemo_run as run
 
 
 def train(options: Namespace) -> dict[str, Any]:
-    """Build the recipe, check what can be checked here, run it."""
+    """Build the recipe, check what can be checked here, and run it or submit it."""
+    site = LOCAL if options.site is None else read_site(options.site)
     backend.activate()
-    from launch.factory import build_recipe
+    from launch.factory import build_recipe, build_stages
 
-    recipe = build_recipe(options.factory, options.overrides)
+    if options.stages is None:
+        recipes = [build_recipe(options.factory, options.overrides)]
+    else:
+        recipes = build_stages(options.factory, options.stages, options.overrides)
+    if site.scheduler == "slurm":
+        from launch.submit import submit
+
+        return submit(recipes, site, options.allow_dirty, options.dryrun)
     if options.dryrun:
-        from fiddle.printing import as_str_flattened
-
-        for line in as_str_flattened(recipe, include_types=False).splitlines():
-            if "<[unset; default:" not in line:
-                print(line)
+        for recipe in recipes:
+            _print_recipe(recipe)
         return {"dryrun": True}
-    return run_recipe(recipe)
+    return _run_all(recipes, site)
 
 
-def run_recipe(recipe: run.Partial, tail_logs: bool = True) -> dict[str, Any]:
+def _print_recipe(recipe: run.Partial) -> None:
+    from fiddle.printing import as_str_flattened
+
+    for line in as_str_flattened(recipe, include_types=False).splitlines():
+        if "<[unset; default:" not in line:
+            print(line)
+
+
+def _run_all(recipes: list[run.Partial], site: Site) -> dict[str, Any]:
+    """Run recipes here one after the other; report on the last one that ran."""
+    done: dict[str, Any] = {}
+    for recipe in recipes:
+        if len(recipes) > 1 and is_finished(recipe):
+            print(f"{recipe.log.name}: has all its {recipe.trainer.max_steps} steps.")
+            continue
+        done = run_recipe(recipe, site=site)
+        if done["failed"]:
+            break
+    return done
+
+
+def run_recipe(recipe: run.Partial, tail_logs: bool = True, site: Site = LOCAL) -> dict[str, Any]:
     """Run a recipe on this machine.
 
     Args:
         recipe: a call that trains.
         tail_logs: print the job's log as it runs.
+        site: of the scheduler local.
 
     Raises:
         ValueError: the request cannot work (missing data, no checkpoint to start from).
@@ -45,9 +74,10 @@ def run_recipe(recipe: run.Partial, tail_logs: bool = True) -> dict[str, Any]:
     from launch.executors import local_executor
     from recipes.steps_file import STEPS_FILE, read_steps
 
-    check_request(recipe)
+    check_one_machine(recipe)
+    check_files(recipe)
     folder = Path(recipe.log.log_dir) / recipe.log.name
-    executor = local_executor(recipe.trainer.devices)
+    executor = local_executor(recipe.trainer.devices, site)
     with run.Experiment(f"{recipe.log.name}", executor=executor) as experiment:
         experiment.add(recipe, name=recipe.log.name, tail_logs=tail_logs)
         experiment.run(detach=False, sequential=True)
@@ -81,29 +111,3 @@ def _bad_samples(recipe: run.Partial) -> dict[str, dict]:
             by_reason[reason] = by_reason.get(reason, 0) + count
             by_source.setdefault(source, {})[reason] = count
     return {"bad_samples": by_reason, "bad_samples_by_source": by_source}
-
-
-def check_request(recipe: run.Partial) -> None:
-    """Refuse before anything is started what could only fail later.
-
-    Raises:
-        ValueError: as `run_recipe`.
-    """
-    import fiddle as fdl
-
-    from models.checkpoint_paths import find_assets, find_checkpoint
-
-    if recipe.trainer.num_nodes > 1:
-        raise ValueError(
-            f"num_nodes: {recipe.trainer.num_nodes} nodes need a scheduler, and only the executor "
-            "of this machine is there yet; use 1, or give the recipe to a NeMo-Run executor."
-        )
-    config = fdl.build(recipe.model.config)
-    init_from = getattr(recipe.resume, "init_from", None)
-    if init_from is not None:
-        config.describe(str(find_assets(find_checkpoint(init_from))))
-    config.resolve_assets()
-    data = fdl.build(recipe.data)
-    data.setup("fit")
-    if not getattr(data, "train_paths", True):
-        raise ValueError("data.train_paths: is empty; name at least one JSON or JSONL file.")

@@ -43,9 +43,15 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(candidates, key=_age, default=None)
 
 
-def _age(checkpoint: Path) -> tuple[int, float]:
+def checkpoint_step(checkpoint: Path) -> int | None:
+    """Return the step in a checkpoint's name, the first being 0; None for an imported model."""
     step = re.search(r"step=(\d+)", checkpoint.name)
-    return (int(step[1]) if step else -1, checkpoint.stat().st_mtime)
+    return int(step[1]) if step else None
+
+
+def _age(checkpoint: Path) -> tuple[int, float]:
+    step = checkpoint_step(checkpoint)
+    return (-1 if step is None else step, checkpoint.stat().st_mtime)
 
 
 def find_assets(start: str | Path) -> Path:

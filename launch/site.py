@@ -1,0 +1,210 @@
+"""Sites: a cluster described once, in TOML, so that any recipe becomes a job there.
+
+A site says what a job needs and a recipe does not know: the scheduler and its account, the
+container, the mounts, the environment. `launch/sites/` has examples to copy.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+SITES_FOLDER = Path(__file__).parent / "sites"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(_|$)")
+_TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
+
+
+def _variable_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of an environment variable")
+    return name
+
+
+def _public_name(name: str) -> str:
+    if _SECRET.search(_variable_name(name).upper()):
+        raise ValueError(
+            f"{name} looks like a secret, which a script would show; export it in the shell that "
+            "submits and name it in pass_environment"
+        )
+    return name
+
+
+def _text(value: Any) -> Any:
+    """Turn a number into text; a truth value has no one spelling in an environment."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no text; write it in quotes as it should arrive")
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _slurm_time(text: str) -> str:
+    if not _TIME.fullmatch(text):
+        raise ValueError(f"{text!r} is no time; write hours:minutes:seconds or days-hours:...")
+    return text
+
+
+def _mount(text: str) -> str:
+    if not re.fullmatch(r"[^:,]+(:[^:,]+){1,2}", text):
+        raise ValueError(f"{text!r} is no mount; write outside:inside, or outside:inside:ro")
+    return text
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Container(_Table):
+    """The container of every rank.
+
+    Attributes:
+        image: as the site's runtime spells it (enroot: `nvcr.io#nvidia/nemo:25.07`, or a file).
+        mounts: `outside:inside` or `outside:inside:ro`.
+    """
+
+    image: str
+    mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
+
+
+class Ssh(_Table):
+    """A login node from which jobs are submitted, when this machine is not one.
+
+    Attributes:
+        host: name or address.
+        user: account there.
+        job_folder: where code, scripts and logs go; absolute, on a file system that all nodes have.
+        port: of its sshd.
+        identity: file of a private key; without it the password is asked for.
+    """
+
+    host: str
+    user: str
+    job_folder: Annotated[str, Field(pattern=r"^/")]
+    port: PositiveInt = 22
+    identity: str | None = None
+
+
+class Slurm(_Table):
+    """What sbatch is told.
+
+    Attributes:
+        account: that pays.
+        partition: of the nodes.
+        qos: quality of service.
+        time: limit of one job, `[days-]hours:minutes:seconds`.
+        exclude: nodes that get no job.
+        constraint: features that the nodes must have.
+        gpus_flag: how the cluster wants GPUs to be asked for; "none" where a node is given whole.
+        exclusive: no other job on the nodes.
+        additional: other parameters of sbatch, by name.
+        srun_arguments: put behind each srun.
+        ssh: the login node, when this machine is not one.
+    """
+
+    account: str
+    partition: str | None = None
+    qos: str | None = None
+    time: Annotated[str, AfterValidator(_slurm_time)] = "04:00:00"
+    exclude: tuple[str, ...] = ()
+    constraint: str | None = None
+    gpus_flag: Literal["gpus_per_node", "gres", "none"] = "gpus_per_node"
+    exclusive: bool = True
+    additional: dict[str, str | int | bool] = {}
+    srun_arguments: tuple[str, ...] = ()
+    ssh: Ssh | None = None
+
+
+class Site(_Table):
+    """A place where jobs run.
+
+    Attributes:
+        scheduler: local (this machine) or slurm.
+        gpus_per_node: of a node; 0 where there are none.
+        gpu: their kind, for the memory planner.
+        environment: variables of every rank; they arrive as they are written.
+        pass_environment: variables of the submitting shell, by name: secrets belong here.
+        setup: lines of the job's script before its ranks start.
+        scratch: fast local folder of each node.
+        container: where ranks run in one.
+        slurm: with scheduler "slurm".
+    """
+
+    scheduler: Literal["local", "slurm"]
+    gpus_per_node: Annotated[int, Field(ge=0)] = 0
+    gpu: str | None = None
+    environment: dict[
+        Annotated[str, AfterValidator(_public_name)], Annotated[str, BeforeValidator(_text)]
+    ] = {}
+    pass_environment: tuple[Annotated[str, AfterValidator(_variable_name)], ...] = ()
+    setup: tuple[str, ...] = ()
+    scratch: str | None = None
+    container: Container | None = None
+    slurm: Slurm | None = None
+
+    @model_validator(mode="after")
+    def _tables_fit_the_scheduler(self) -> Site:
+        if self.scheduler == "slurm" and self.slurm is None:
+            raise ValueError("scheduler slurm needs a table [slurm] with an account")
+        if self.scheduler == "local":
+            for name in ("slurm", "container", "setup"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} does not go with scheduler local")
+        return self
+
+
+LOCAL = Site(scheduler="local")
+"""This machine, as it is."""
+
+
+def shipped_sites() -> list[str]:
+    """Return the names of the sites that come with the project."""
+    return sorted(path.stem for path in SITES_FOLDER.glob("*.toml"))
+
+
+def read_site(name_or_file: str) -> Site:
+    """Read a shipped site by its name, or one of the user's from a file.
+
+    Raises:
+        ValueError: there is none, or it is not right; the message names the file and the key.
+    """
+    path = Path(name_or_file)
+    if path.suffix != ".toml":
+        path = SITES_FOLDER / f"{name_or_file}.toml"
+        if name_or_file not in shipped_sites():
+            raise ValueError(
+                f"site: {name_or_file!r} is unknown; allowed are {', '.join(shipped_sites())}, or "
+                "a file that ends in .toml."
+            )
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"site: {path} cannot be read ({error.strerror}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"site: {path} is no TOML ({error}).") from error
+    try:
+        return Site.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"site: {path}: {_first_problem(error)}.") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    if problem["type"] == "extra_forbidden":
+        return f"{place} is not known"
+    if problem["type"] == "missing":
+        return f"{place} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,63 @@
+"""What a job gets of a checkout."""
+
+import subprocess
+
+import pytest
+
+from launch.code_version import find_code_version
+
+
+def git(root, *arguments):
+    return subprocess.run(
+        ["git", *arguments], cwd=root, check=True, capture_output=True, text=True
+    ).stdout.rstrip("\n")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    root = tmp_path / "a checkout"
+    root.mkdir()
+    git(root, "init", "-q")
+    git(root, "config", "user.email", "a@b")
+    git(root, "config", "user.name", "a")
+    (root / "code.py").write_text("one")
+    (root / ".gitignore").write_text("build\n")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "first")
+    return root
+
+
+def test_a_clean_checkout_ships_its_commit(checkout):
+    (checkout / "build").write_text("ignored")
+    version = find_code_version(allow_dirty=False, root=checkout)
+    assert version.shipped == version.head == git(checkout, "rev-parse", "HEAD")
+    assert str(version) == version.head
+
+
+@pytest.mark.parametrize("change", ["edit", "stage", "add", "delete"])
+def test_what_is_not_committed_is_refused_or_shipped_and_nothing_here_changes(change, checkout):
+    if change == "delete":
+        (checkout / "code.py").unlink()
+    else:
+        (checkout / ("new file" if change == "add" else "code.py")).write_text("two")
+    if change == "stage":
+        git(checkout, "add", "-A")
+    (checkout / "build").write_text("ignored")
+    before = git(checkout, "status", "--porcelain")
+    with pytest.raises(ValueError, match=r"(code\.py|new file).* is not committed.*--allow-dirty"):
+        find_code_version(allow_dirty=False, root=checkout)
+    version = find_code_version(allow_dirty=True, root=checkout)
+    assert str(version) == f"{git(checkout, 'rev-parse', 'HEAD')} with uncommitted changes"
+    shipped = git(checkout, "ls-tree", "-r", "--name-only", version.shipped).splitlines()
+    expected = {".gitignore"} | ({"code.py"} if change != "delete" else set())
+    expected |= {"new file"} if change == "add" else set()
+    assert set(shipped) == expected
+    if change in ("edit", "stage"):
+        assert git(checkout, "show", f"{version.shipped}:code.py") == "two"
+    assert git(checkout, "status", "--porcelain") == before
+    assert git(checkout, "for-each-ref", "--contains", version.shipped) == ""
+
+
+def test_a_folder_without_git_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no git checkout"):
+        find_code_version(allow_dirty=True, root=tmp_path)

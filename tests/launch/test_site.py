@@ -1,0 +1,84 @@
+"""Sites in TOML: what is read, and what is refused with which sentence."""
+
+import pytest
+
+from launch.site import read_site, shipped_sites
+
+SLURM = """
+scheduler = "slurm"
+gpus_per_node = 8
+[slurm]
+account = "vision"
+"""
+
+
+@pytest.fixture
+def write_site(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.toml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_the_shipped_sites_are_right_and_cover_what_the_readme_says():
+    sites = {name: read_site(name) for name in shipped_sites()}
+    assert set(sites) == {"aws_p5", "h100_node", "local", "pyxis", "slurm"}
+    assert sites["local"].scheduler == sites["h100_node"].scheduler == "local"
+    assert sites["pyxis"].container is not None
+    assert sites["slurm"].container is None
+    aws = sites["aws_p5"]
+    assert (aws.environment["FI_PROVIDER"], aws.gpus_per_node) == ("efa", 8)
+    for site in sites.values():
+        assert "HF_TOKEN" not in site.environment
+
+
+def test_values_arrive_as_text_and_names_keep_their_case(write_site):
+    site = read_site(
+        write_site(SLURM + '[environment]\nhttp_proxy = "http://a b"\nN = 3\nX = 0.5\n')
+    )
+    assert site.environment == {"http_proxy": "http://a b", "N": "3", "X": "0.5"}
+    assert site.slurm.time == "04:00:00"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('scheduler = "pbs"', "scheduler: Input should be 'local' or 'slurm'"),
+        ('scheduler = "slurm"', r"needs a table \[slurm\] with an account"),
+        ('scheduler = "slurm"\n[slurm]\npartition = "a"', "slurm.account is missing"),
+        (SLURM + 'acount = "x"', "slurm.acount is not known"),
+        (SLURM + 'time = "4h"', "slurm.time: '4h' is no time"),
+        (SLURM + '[container]\nimage = "x"\nmounts = ["/data"]', "'/data' is no mount"),
+        (SLURM + '[environment]\n"A-B" = "1"', "'A-B' is no name of an environment variable"),
+        (SLURM + "[environment]\nA = true", "environment.A: true is no text"),
+        (SLURM + '[environment]\nHF_TOKEN = "hf_x"', "HF_TOKEN looks like a secret"),
+        (SLURM + '[environment]\nwandb_api_key = "x"', "wandb_api_key looks like a secret"),
+        (SLURM + '[environment]\nAWS_SECRET_ACCESS_KEY = "x"', "looks like a secret"),
+        ('scheduler = "local"\nsetup = ["module load x"]', "setup does not go with scheduler loc"),
+        ('scheduler = "local"\ngpus_per_node = -1', "gpus_per_node: Input should be greater"),
+        ("scheduler = ", "mine.toml is no TOML"),
+        (SLURM + '[slurm.ssh]\nhost = "h"\nuser = "u"\njob_folder = "jobs"', "slurm.ssh.job_fold"),
+    ],
+)
+def test_what_is_wrong_is_named(text, message, write_site):
+    with pytest.raises(ValueError, match=message) as caught:
+        read_site(write_site(text))
+    assert str(caught.value).startswith("site: ")
+    assert "\n" not in str(caught.value)
+    assert "hf_x" not in str(caught.value)
+
+
+def test_a_name_that_only_holds_the_word_is_no_secret(write_site):
+    site = read_site(write_site(SLURM + '[environment]\nTOKENIZERS_PARALLELISM = "false"'))
+    assert site.environment == {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def test_an_unknown_name_and_a_missing_file(tmp_path):
+    with pytest.raises(ValueError, match="site: 'abci' is unknown; allowed are aws_p5, h100_node"):
+        read_site("abci")
+    with pytest.raises(ValueError, match="none.toml cannot be read"):
+        read_site(str(tmp_path / "none.toml"))
+    with pytest.raises(ValueError, match="'../sites/local' is unknown"):
+        read_site("../sites/local")

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,16 @@ def _kill_marked(mark):
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
+def _without_repeated_marks(text):
+    """PyTorch marks an error's lines with the rank once for each run of the processes."""
+    return re.sub(r"(\[rank\d+\]: )\1+", r"\1", text)
+
+
+def _errors(text):
+    """The lines that name an error: when one rank fails, the others lose it."""
+    return "\n".join(re.findall(r"^.*(?:Error|Exception|Signal|Timeout)\b.*: .*$", text, re.M)[:20])
+
+
 @pytest.fixture(scope="session")
 def run_training(project_root, tmp_path_factory):
     """Runs train_nano.py and returns its exit status; what it printed is in the file `.log`."""
@@ -95,8 +106,9 @@ def run_training(project_root, tmp_path_factory):
             finally:
                 _kill_marked(mark)
         if check and status:
-            print(log.read_text(errors="replace")[-12_000:])
-            raise AssertionError(f"train_nano.py ended with {status}")
+            text = _without_repeated_marks(log.read_text(errors="replace"))
+            print(text[-40_000:])
+            raise AssertionError(f"train_nano.py ended with {status}\n{_errors(text)}")
         return status
 
     return run

@@ -76,12 +76,7 @@ def assemble(
     _extend_tokenizer(tokenizer)
     text_config.vocab_size = len(tokenizer)
     llm_weights, vision_weights = HfWeights(llm, "llm."), HfWeights(vision, "vision_tower.")
-    language = without_dropped(
-        nvila_drops(text_config), llm_weights.tensors, f"llm: {llm}", llm_weights.release
-    )
-    language = in_one_dtype(language, request.dtype, f"llm: {llm}")
-    for name in language.keys() & {EMBEDDING, OUTPUT}:
-        language[name] = _with_means(language[name], known, len(tokenizer), llm_weights.release)
+    language = _language_tensors(f"llm: {llm}", llm_weights, text_config, known, request.dtype)
     dtype = next(iter(language.values())).dtype
     tower = without_dropped(WHOLE_SIGLIP, vision_weights.tensors, f"vision: {vision}")
     description = NVILALiteConfig(
@@ -157,6 +152,20 @@ def _newline_id(tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> int:
             f"llm: the tokenizer of {llm} splits a newline into {len(ids)} tokens; it must be one."
         )
     return ids[0]
+
+
+def _language_tensors(
+    place: str, weights: HfWeights, config: Qwen2Config, known: int, dtype: str | None
+) -> dict[str, LazyTensor]:
+    """Return a language model in one dtype, its vocabulary of the size that `config` says.
+
+    The tables' first `known` rows are those of the tokenizer as it came.
+    """
+    tensors = without_dropped(nvila_drops(config), weights.tensors, place, weights.release)
+    tensors = in_one_dtype(tensors, dtype, place)
+    for name in tensors.keys() & {EMBEDDING, OUTPUT}:
+        tensors[name] = _with_means(tensors[name], known, config.vocab_size, weights.release)
+    return tensors
 
 
 def _with_means(

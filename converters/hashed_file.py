@@ -13,18 +13,15 @@ import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from converters.lazy import FileBytes, LazyTensor
+from converters.lazy import FileBytes, LazyTensor, byte_view
 
 _BUFFER_BYTES = 2**20
 _BUFFERS = 8
 WINDOW_BYTES = 64 * 2**20
-"""So much is sent to the disk at once; as much again may still be on its way."""
+"""So much is sent to the disk at once."""
 
 _WINDOWS_ON_THEIR_WAY = 2
 _WAIT_BEFORE, _START_WRITE, _WAIT_AFTER = 1, 2, 4
@@ -57,13 +54,9 @@ class HashedFile:
     def write(self, data: bytes | memoryview) -> int:
         """Append bytes."""
         view = memoryview(data).cast("B")
-        done = 0
-        while done < len(view):
-            count = min(len(view) - done, _BUFFER_BYTES - self._filled)
-            self._buffer[self._filled : self._filled + count] = view[done : done + count]
-            self._advance(count)
-            done += count
-        return done
+        for room, done in self._rooms(len(view)):
+            room[:] = view[done : done + len(room)]
+        return len(view)
 
     def copy(self, source: FileBytes) -> None:
         """Append bytes of another file.
@@ -71,12 +64,8 @@ class HashedFile:
         Raises:
             ValueError: it cannot be read.
         """
-        offset, end = source.offset, source.offset + source.nbytes
-        while offset < end:
-            count = min(end - offset, _BUFFER_BYTES - self._filled)
-            source.file.read_into(self._buffer[self._filled : self._filled + count], offset)
-            self._advance(count)
-            offset += count
+        for room, done in self._rooms(source.nbytes):
+            source.file.read_into(room, source.offset + done)
         source.file.drop(source.offset, source.nbytes)
 
     def append(self, tensor: LazyTensor, start: int, stop: int) -> None:
@@ -85,14 +74,11 @@ class HashedFile:
             if isinstance(piece, FileBytes):
                 self.copy(piece)
             elif piece.numel():
-                self.write(_bytes_of(piece))
+                self.write(memoryview(byte_view(piece).numpy()))
 
     def tell(self) -> int:
         """Return how much was appended."""
         return self._written + self._filled
-
-    def flush(self) -> None:
-        """Do nothing: `close` hands everything over."""
 
     def close(self) -> str:
         """Finish the file and return the hexadecimal SHA-256 of its bytes.
@@ -109,11 +95,17 @@ class HashedFile:
             os.close(self._descriptor)
         return self._sha256.hexdigest()
 
-    def _advance(self, count: int) -> None:
-        self._filled += count
-        if self._filled == _BUFFER_BYTES:
-            self._hand_over()
-            self._buffer, self._filled = self._free.get(), 0
+    def _rooms(self, nbytes: int) -> Iterator[tuple[memoryview, int]]:
+        """Yield room for so many bytes, and how much came before; it is to be filled at once."""
+        done = 0
+        while done < nbytes:
+            count = min(nbytes - done, _BUFFER_BYTES - self._filled)
+            yield self._buffer[self._filled : self._filled + count], done
+            self._filled += count
+            done += count
+            if self._filled == _BUFFER_BYTES:
+                self._hand_over()
+                self._buffer = self._free.get()
 
     def _hand_over(self) -> None:
         """Write the buffer, and leave it to the thread."""
@@ -142,6 +134,7 @@ class _WriteBehind:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._library = ctypes.CDLL(None, use_errno=True)
         self._sent = 0
         self._supported = True
 
@@ -167,15 +160,10 @@ class _WriteBehind:
     def _send(self, offset: int, flags: int) -> None:
         if not self._supported:
             return
-        library = ctypes.CDLL(None, use_errno=True)
         place, length = ctypes.c_int64(offset), ctypes.c_int64(WINDOW_BYTES)
-        if library.sync_file_range(self._descriptor, place, length, flags) == 0:
+        if self._library.sync_file_range(self._descriptor, place, length, flags) == 0:
             return
         number = ctypes.get_errno()
         if number not in _UNSUPPORTED:
             raise OSError(number, os.strerror(number))
         self._supported = False  # a file system without it: `fsync` does all at the end
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())

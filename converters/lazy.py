@@ -278,11 +278,12 @@ def same_bits(
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
     for start, stop in left.row_chunks():
-        if not torch.equal(_bits(left.read(start, stop)), _bits(right.read(start, stop))):
+        if not torch.equal(byte_view(left.read(start, stop)), byte_view(right.read(start, stop))):
             return False
         release()
     return True
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def byte_view(tensor: Tensor) -> Tensor:
+    """Return a tensor's bytes: uint8[n], of the same memory where it is contiguous."""
     return tensor.contiguous().view(-1).view(torch.uint8)

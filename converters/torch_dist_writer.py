@@ -129,8 +129,7 @@ class _Substitution:
         return len(data)
 
     def flush(self) -> None:
-        """Pass on."""
-        self._file.flush()
+        """Do nothing: the file hands over what it holds when it is closed."""
 
 
 def plan_archives(

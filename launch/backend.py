@@ -5,9 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 
-BACKEND_FOLDER = "cpu_backend/site"
-"""Within this project: Python finds there what switches the backend on."""
-
 
 def activate(cpu: bool = False) -> bool:
     """Switch the CPU backend on when this machine has no GPU. Call before NeMo is imported.
@@ -45,7 +42,7 @@ def child_environment() -> dict[str, str]:
 
 
 def job_environment() -> dict[str, str]:
-    """Return what ranks on machines without GPUs need, beside `BACKEND_FOLDER` in PYTHONPATH."""
+    """Return what ranks on machines without GPUs need, beside the backend in PYTHONPATH."""
     import cpu_backend
 
     environment = cpu_backend.child_environment()

@@ -8,27 +8,29 @@ from pathlib import Path
 
 import nemo_run as run
 
+from cpu_backend.environment import SITE_DIRECTORY
 from launch import backend
 from launch.code_version import PROJECT_ROOT, CodeVersion
 from launch.job_script import CODE_FOLDER, setup_lines
-from launch.site import Site, Slurm
+from launch.site import LOCAL, Site, Slurm
 
 JOB_NAME_PREFIX = "vlm."
 """NeMo-Run finds a job's own name behind the last dot."""
 
 
-def local_executor(num_processes: int, site: Site | None = None) -> run.LocalExecutor:
+def local_executor(num_processes: int, site: Site = LOCAL) -> run.LocalExecutor:
     """Build the executor of this machine.
 
     Args:
         num_processes: ranks; torchrun starts them when there is more than one.
         site: has the environment of the ranks.
     """
-    environment = dict(site.environment) if site is not None else {}
     return run.LocalExecutor(
         ntasks_per_node=num_processes,
         launcher="torchrun" if num_processes > 1 else None,
-        env_vars={"PATH": _path_with_this_python()} | environment | backend.child_environment(),
+        env_vars={"PATH": _path_with_this_python()}
+        | site.environment
+        | backend.child_environment(),
     )
 
 
@@ -58,7 +60,7 @@ def slurm_executor(
     python_path = None
     environment = dict(site.environment)
     if not site.gpus_per_node:
-        python_path = f"{CODE_FOLDER}/{backend.BACKEND_FOLDER}"
+        python_path = f"{CODE_FOLDER}/{SITE_DIRECTORY.relative_to(PROJECT_ROOT)}"
         environment = backend.job_environment() | environment
     executor = run.SlurmExecutor(
         **_allocation(site, site.slurm, processes_per_node),
@@ -102,9 +104,8 @@ def _allocation(site: Site, slurm: Slurm, processes_per_node: int) -> dict[str, 
 
 def _programs(site: Site) -> str | None:
     """Return the folder of this Python, where ranks on a shared file system can use it."""
-    assert site.slurm is not None
-    elsewhere = site.container is not None or site.slurm.ssh is not None
-    return None if elsewhere else str(Path(sys.executable).parent)
+    elsewhere = site.container is not None or site.is_remote
+    return None if elsewhere else _python_folder()
 
 
 def _tunnel(slurm: Slurm) -> run.LocalTunnel | run.SSHTunnel:
@@ -121,4 +122,8 @@ def _tunnel(slurm: Slurm) -> run.LocalTunnel | run.SSHTunnel:
 
 def _path_with_this_python() -> str:
     """NeMo-Run starts `python`, which must be this one, also where no environment is activated."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return os.pathsep.join([_python_folder(), os.environ.get("PATH", "")])
+
+
+def _python_folder() -> str:
+    return str(Path(sys.executable).parent)

@@ -32,13 +32,12 @@ def settle_paths(recipe: fdl.Buildable, site: Site, folder: Path) -> None:
         ValueError: a relative path for a machine that has no such folder, or one that is not
             mounted in the container.
     """
-    remote = site.slurm is not None and site.slurm.ssh is not None
-    mounts = None if site.container is None else [_inside(mount) for mount in site.container.mounts]
+    mounts = None if site.container is None else [inside for _, inside in site.container.folders]
 
     def settle(name: str, path: str) -> str:
         if not path or "://" in path:
             return path
-        if remote and not PurePosixPath(path).is_absolute():
+        if site.is_remote and not PurePosixPath(path).is_absolute():
             raise ValueError(
                 f"{name}: {path!r} is relative, and this site's jobs run on machines that have no "
                 "such folder; give an absolute path."
@@ -47,7 +46,7 @@ def settle_paths(recipe: fdl.Buildable, site: Site, folder: Path) -> None:
         if mounts is not None and not any(absolute.is_relative_to(mount) for mount in mounts):
             raise ValueError(
                 f"{name}: {absolute} is not in the site's container, whose mounts are "
-                f"{', '.join(map(str, mounts)) or 'none'}; add one."
+                f"{', '.join(mounts) or 'none'}; add one."
             )
         return str(absolute)
 
@@ -69,7 +68,3 @@ def _configs(value: Any, place: str) -> Iterator[tuple[fdl.Buildable, str]]:
     elif isinstance(value, list | tuple):
         for one in value:
             yield from _configs(one, place)
-
-
-def _inside(mount: str) -> PurePosixPath:
-    return PurePosixPath(mount.split(":")[1])

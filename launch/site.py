@@ -77,6 +77,11 @@ class Container(_Table):
     image: str
     mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
 
+    @property
+    def folders(self) -> list[tuple[str, str]]:
+        """What is mounted: (outside, inside)."""
+        return [(mount.split(":")[0], mount.split(":")[1]) for mount in self.mounts]
+
 
 class Ssh(_Table):
     """A login node from which jobs are submitted, when this machine is not one.
@@ -152,6 +157,11 @@ class Site(_Table):
     scratch: str | None = None
     container: Container | None = None
     slurm: Slurm | None = None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its jobs are submitted from another machine, whose files are not here."""
+        return self.slurm is not None and self.slurm.ssh is not None
 
     @model_validator(mode="after")
     def _tables_fit_the_scheduler(self) -> Site:

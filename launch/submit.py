@@ -101,7 +101,7 @@ def _number(handle: str) -> str:
 
 def _sees_the_same_files(site: Site) -> bool:
     """Return whether the ranks' paths mean here what they mean there."""
-    if site.slurm is not None and site.slurm.ssh is not None:
+    if site.is_remote:
         return False
-    mounts = () if site.container is None else site.container.mounts
-    return all(mount.split(":")[0] == mount.split(":")[1] for mount in mounts)
+    folders = [] if site.container is None else site.container.folders
+    return all(outside == inside for outside, inside in folders)

@@ -54,8 +54,11 @@ def _backend() -> Any:
 
 def _run_the_next_sitecustomize() -> None:
     """Runs the sitecustomize that this one hides, as Python would have."""
-    others = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]
-    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+    entries = [os.path.abspath(entry) for entry in sys.path]
+    # Those after this one: another checkout's copy looks behind itself in turn.
+    hidden = sys.path[entries.index(_HERE) + 1 :] if _HERE in entries else []
+    hidden = [entry for entry in hidden if os.path.abspath(entry) != _HERE]
+    spec = importlib.machinery.PathFinder.find_spec("sitecustomize", hidden)
     if spec is not None and spec.loader is not None:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

@@ -1,11 +1,13 @@
 """The switch: on, off without a trace, as a command, and in child processes."""
 
 import os
+import shutil
 import sys
 import unittest.mock
 from pathlib import Path
 
 import cpu_backend
+from cpu_backend.environment import SITE_DIRECTORY
 
 HERE = Path(__file__).parent
 SITE = str(Path(cpu_backend.__file__).parent / "site")
@@ -100,3 +102,11 @@ def test_a_child_starts_with_nothing_imported_and_runs_the_hidden_sitecustomize(
     environment["NEMO_VLM_CPU_BACKEND"] = ""
     assert run_python("-c", code, **environment).split()[:3] == ["True", "False", "False"]
     assert "_EnablingFinder" not in run_python("-c", code, **environment)
+
+
+def test_two_checkouts_on_the_path_run_each_once(run_python, tmp_path):
+    copy = shutil.copytree(SITE_DIRECTORY, tmp_path / "cpu_backend" / "site")
+    (tmp_path / "sitecustomize.py").write_text("print('hidden')")
+    environment = cpu_backend.child_environment()
+    environment["PYTHONPATH"] += os.pathsep + os.pathsep.join([str(copy), str(tmp_path)])
+    assert run_python("-c", "print('ran')", **environment).split() == ["hidden", "ran"]

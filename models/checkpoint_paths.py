@@ -43,6 +43,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return max(candidates, key=_age, default=None)
 
 
+def unfinished_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints in a folder whose writing was cut off."""
+    markers = sorted(folder.glob(f"*{_UNFINISHED_SUFFIX}"))
+    return [path.with_name(path.name.removesuffix(_UNFINISHED_SUFFIX)) for path in markers]
+
+
 def checkpoint_step(checkpoint: Path) -> int | None:
     """Return the step in a checkpoint's name, the first being 0; None for an imported model."""
     step = re.search(r"step=(\d+)", checkpoint.name)

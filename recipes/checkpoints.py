@@ -1,11 +1,11 @@
 """When checkpoints are written: NeMo's rule, and always one at the end."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning.pytorch as pl
 from nemo import lightning as nl
+
+from recipes.checkpoint_helper import start_checkpoint_helper
 
 
 class StageCheckpoint(nl.ModelCheckpoint):
@@ -22,3 +22,7 @@ class StageCheckpoint(nl.ModelCheckpoint):
             self._save_topk_checkpoint(trainer, candidates)
             self._save_last_checkpoint(trainer, candidates)
         super().on_train_end(trainer, pl_module)
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        start_checkpoint_helper()
+        super()._save_checkpoint(trainer, filepath)

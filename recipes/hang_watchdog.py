@@ -1,7 +1,5 @@
 """A run that hangs ends by itself, and shows where each rank was."""
 
-from __future__ import annotations
-
 import faulthandler
 import sys
 from typing import Any

@@ -1,7 +1,6 @@
 """Where a run begins: its own last checkpoint, or the weights of another run."""
 
-from __future__ import annotations
-
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from nemo import lightning as nl
 from nemo.utils.app_state import AppState
 
 from models.adapter_paths import base_checkpoint, is_adapter_checkpoint
-from models.checkpoint_paths import find_checkpoint, newest_checkpoint
+from models.checkpoint_paths import find_checkpoint, newest_checkpoint, unfinished_checkpoints
 
 
 @dataclass(kw_only=True)
@@ -60,4 +59,11 @@ class StartOrResume(nl.AutoResume):
         if self.resume_from_directory:
             return newest_checkpoint(Path(self.resume_from_directory))
         log_dir = AppState().log_dir
-        return None if log_dir is None else newest_checkpoint(Path(log_dir) / "checkpoints")
+        if log_dir is None:
+            return None
+        folder = Path(log_dir) / "checkpoints"
+        newest = newest_checkpoint(folder)
+        for half in unfinished_checkpoints(folder):
+            instead = "the start" if newest is None else newest.name
+            logging.warning(f"{half.name} was cut off while it was written; {instead} is used.")
+        return newest

@@ -1,7 +1,5 @@
 """One JSON line per optimizer step: what a report, a resume check or a person needs."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,9 +1,8 @@
 """A run that is asked to stop ends with a checkpoint, and says that it is not finished."""
 
-from __future__ import annotations
-
 import logging
 import signal
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -22,6 +21,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class StopOnSignal(pl.Callback, io.IOMixin):
     """Stops after the step in which any rank has got a signal; the checkpoint rule then saves.
 
+    A scheduler signals all processes of a job. Those that a rank starts (readers of data, writers
+    of checkpoints) inherit that the signals are blocked, and so work on until all is saved.
+
     The ranks agree at the end of each step, as a signal reaches them at different moments. A run
     that was stopped before its last step ends with status 75: who waits for it knows that there is
     more to do. (NeMo's PreemptionCallback listens on rank 0 alone and ends with 0, like a finished
@@ -32,6 +34,13 @@ class StopOnSignal(pl.Callback, io.IOMixin):
         self._received: int | None = None
         self._stopped = False
         self._handlers: dict[int, Any] = {}
+        self._mask: set[Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Block the signals, before readers are started."""
+        if stage == "fit" and self._mask is None:
+            resource_tracker.ensure_running()  # which unblocks SIGTERM
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen; Lightning's own handlers would end the run at once."""
@@ -45,10 +54,6 @@ class StopOnSignal(pl.Callback, io.IOMixin):
         if self._any_rank(pl_module.device) and trainer.global_step < trainer.max_steps:
             self._stopped = trainer.should_stop = True
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop listening."""
-        self._restore()
-
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
@@ -56,12 +61,14 @@ class StopOnSignal(pl.Callback, io.IOMixin):
         self._restore()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End the process: everything has been saved.
+        """Stop listening, and end the process if it was asked to: everything has been saved.
 
         Raises:
             SystemExit: the run was stopped.
         """
+        self._restore()
         if self._stopped:
+            dist.barrier()  # whoever ends first may have the others killed: all have saved
             logging.warning(
                 f"stopped by a signal after {trainer.global_step} of {trainer.max_steps} steps; "
                 "the same command resumes it."
@@ -72,11 +79,18 @@ class StopOnSignal(pl.Callback, io.IOMixin):
         self._received = number
 
     def _any_rank(self, device: torch.device) -> bool:
-        received = torch.tensor(float(self._received is not None), device=device)
+        # A thread from before `setup` may take a signal and call `_note`; else it is pending.
+        asked = self._received is not None or bool(signal.sigpending() & set(SIGNALS))
+        received = torch.tensor(float(asked), device=device)
         dist.all_reduce(received, op=dist.ReduceOp.MAX)
         return bool(received.item())
 
     def _restore(self) -> None:
+        if self._mask is not None:
+            while signal.sigpending() & set(SIGNALS):
+                signal.sigwait(SIGNALS)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+            self._mask = None
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -112,6 +112,24 @@ def test_training_refuses_what_cannot_work(nemo, capsys, tmp_path, factory, over
     assert sentence in refused(capsys, arguments)
 
 
+def test_every_kind_of_field_can_be_overridden(nemo, tmp_path):
+    from launch.factory import build_recipe
+
+    recipe = build_recipe(
+        f"nvila(size='nano', dir='{tmp_path}')",
+        [
+            "resume.init_from=/a/run",
+            "trainer.callbacks[2].minutes=0.5",
+            "log.ckpt.save_top_k=2",
+            "data.packing_buffer_size=7",
+        ],
+    )
+    assert recipe.resume.init_from == "/a/run"
+    assert recipe.trainer.callbacks[2].minutes == 0.5
+    assert recipe.log.ckpt.save_top_k == 2
+    assert recipe.data.packing_buffer_size == 7
+
+
 def test_training_refuses_another_size_and_several_nodes(assembled, capsys, tmp_path):
     common = f"nvila(dir='{tmp_path}', init_from='{assembled}', num_gpus_per_node=8"
     sentence = refused(capsys, ["train", "--factory", f"{common}, size='1b')"])

@@ -2,7 +2,13 @@ import os
 
 import pytest
 
-from models.checkpoint_paths import find_assets, find_checkpoint, is_checkpoint, newest_checkpoint
+from models.checkpoint_paths import (
+    find_assets,
+    find_checkpoint,
+    is_checkpoint,
+    newest_checkpoint,
+    unfinished_checkpoints,
+)
 
 
 def make_checkpoint(path, assets=True):
@@ -31,6 +37,7 @@ def test_cut_off_checkpoints_are_passed_over(tmp_path):
     # The link to the last checkpoint when the process died after the old one was removed.
     (folder / "step=0-last").symlink_to(folder / "gone")
     assert newest_checkpoint(folder) == whole
+    assert unfinished_checkpoints(folder) == [marked]
     assert not is_checkpoint(marked)
     assert newest_checkpoint(tmp_path / "nothing") is None
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import nemo_run as run
+import psutil
 import torch
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
@@ -50,7 +51,7 @@ class KillAt(pl.Callback, io.IOMixin):
 
 
 class FaultOfOneRank(pl.Callback, io.IOMixin):
-    """Sends the last rank a signal, or lets it hang, after a step."""
+    """Sends the last rank and its processes a signal, or lets it hang, after a step."""
 
     def __init__(self, kind: str, step: int) -> None:
         self.kind, self.step = kind, step
@@ -60,7 +61,9 @@ class FaultOfOneRank(pl.Callback, io.IOMixin):
             return
         if self.kind == "hang":
             wait_for_ever()
-        os.kill(os.getpid(), getattr(signal, self.kind))
+        # As a scheduler does: readers of data and writers of checkpoints get it too.
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            process.send_signal(getattr(signal, self.kind))
 
 
 def wait_for_ever():

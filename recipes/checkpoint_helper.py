@@ -1,0 +1,40 @@
+"""The process in which Megatron-Core collects what the writers of a checkpoint report."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+from multiprocessing import resource_tracker
+from multiprocessing.managers import SyncManager
+
+from recipes.stop_on_signal import SIGNALS
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start_checkpoint_helper() -> None:
+    """Start the process, unless this rank has one, so that it ends when the rank does.
+
+    The one that Megatron-Core starts by itself outlives a rank that is killed: it keeps a gigabyte
+    of memory, and the rank's output open, so that Slurm takes the rank for alive.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    if filesystem_async._results_queue is None:
+        manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
+        # A signal to the whole job must not end it before the last checkpoint is written.
+        resource_tracker.ensure_running()  # which unblocks SIGTERM
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        manager.start(initializer=_end_with, initargs=(os.getpid(),))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        filesystem_async._results_queue = manager.Queue()
+        filesystem_async._manager = manager  # it ends when nobody holds it
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process when its parent has ended. Linux only."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was faster
+        os._exit(1)

@@ -165,6 +165,12 @@ def _add_training(verbs: argparse._SubParsersAction) -> None:
         help="the cluster that runs it: a name in launch/sites or a file (default: this machine)",
     )
     parser.add_argument(
+        "--hours-per-job",
+        type=float,
+        metavar="HOURS",
+        help="with a cluster: the time limit of one job; a longer run is split into such jobs",
+    )
+    parser.add_argument(
         "--allow-dirty",
         action="store_true",
         help="with a cluster: ship uncommitted changes too",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import nemo_run as run
 
 from cpu_backend.environment import SITE_DIRECTORY
 from launch import backend
 from launch.code_version import PROJECT_ROOT, CodeVersion
-from launch.job_script import CODE_FOLDER, setup_lines
+from launch.job_script import CODE_FOLDER, requeue_lines, setup_lines
 from launch.site import LOCAL, Site, Slurm
 
 JOB_NAME_PREFIX = "vlm."
 """NeMo-Run finds a job's own name behind the last dot."""
+
+_SRUN_ARGUMENTS = ("--label", "--kill-on-bad-exit=0", "--wait=30")
+"""Each line has its rank; when one rank has ended, the others have time to write their stacks."""
 
 
 def local_executor(num_processes: int, site: Site = LOCAL) -> run.LocalExecutor:
@@ -35,7 +38,7 @@ def local_executor(num_processes: int, site: Site = LOCAL) -> run.LocalExecutor:
 
 
 def slurm_executor(
-    site: Site, num_nodes: int, processes_per_node: int, code: CodeVersion
+    site: Site, num_nodes: int, processes_per_node: int, code: CodeVersion, run_folder: Path
 ) -> run.SlurmExecutor:
     """Build the executor of a Slurm cluster.
 
@@ -47,6 +50,7 @@ def slurm_executor(
         num_nodes: machines.
         processes_per_node: ranks on each.
         code: to ship.
+        run_folder: of the recipe, as its ranks see it.
 
     Raises:
         ValueError: the site's nodes have fewer GPUs.
@@ -62,13 +66,21 @@ def slurm_executor(
     if not site.gpus_per_node:
         python_path = f"{CODE_FOLDER}/{SITE_DIRECTORY.relative_to(PROJECT_ROOT)}"
         environment = backend.job_environment() | environment
+    outside = PurePosixPath(run_folder)
+    if site.container is not None:
+        outside = site.container.outside(outside)
+    setup = [
+        setup_lines(code, environment, site.setup, python_path, _programs(site)),
+        requeue_lines(str(outside), site.slurm.retries, site.slurm.exclude),
+    ]
     executor = run.SlurmExecutor(
         **_allocation(site, site.slurm, processes_per_node),
         nodes=num_nodes,
         ntasks_per_node=processes_per_node,
         job_name_prefix=JOB_NAME_PREFIX,
-        setup_lines=setup_lines(code, environment, site.setup, python_path, _programs(site)),
-        srun_args=list(site.slurm.srun_arguments),
+        setup_lines="\n".join(setup),
+        signal=f"B:USR1@{site.slurm.seconds_to_stop}",
+        srun_args=[*_SRUN_ARGUMENTS, *site.slurm.srun_arguments],
         packager=run.GitArchivePackager(
             basepath=str(PROJECT_ROOT), ref=code.shipped, include_submodules=False
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from launch.code_version import CodeVersion
 
@@ -17,6 +18,8 @@ CODE_FOLDER = "/nemo_run/code"
 
 REPLACED = "/nemo_run"
 """NeMo-Run puts the job's folder in its place, in a script without a container."""
+
+_REQUEUE = Path(__file__).with_name("requeue.sh")
 
 _UNREPLACED = "/nemo''_run"
 """For a shell the same text in single quotes."""
@@ -59,5 +62,23 @@ def setup_lines(
             *(f"export {name}={quote(value)}" for name, value in environment.items()),
             *paths,
             *lines,
+        ]
+    )
+
+
+def requeue_lines(run_folder: str, retries: int, exclude: Sequence[str] = ()) -> str:
+    """Return the lines that start a job once more, as long as it makes progress.
+
+    Args:
+        run_folder: of the recipe, as the node sees it outside of a container.
+        retries: attempts without a new checkpoint that are allowed after the first.
+        exclude: nodes that the site leaves out.
+    """
+    excluded = quote(",".join(exclude))
+    return "\n".join(
+        [
+            "{ set +vx; } 2>/dev/null",
+            f"run_folder={quote(run_folder)} retries={retries} site_exclude={excluded}",
+            _REQUEUE.read_text(encoding="utf-8").rstrip(),
         ]
     )

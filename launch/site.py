@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -25,7 +25,7 @@ from pydantic import (
 SITES_FOLDER = Path(__file__).parent / "sites"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(_|$)")
-_TIME = re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}")
+_TIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)")
 
 
 def _variable_name(name: str) -> str:
@@ -56,6 +56,19 @@ def _slurm_time(text: str) -> str:
     return text
 
 
+def time_limit(hours: float) -> str:
+    """Spell a time as Slurm reads it: days-hours:minutes:seconds.
+
+    Raises:
+        ValueError: less than a minute.
+    """
+    seconds = round(hours * 3600)
+    if seconds < 60:
+        raise ValueError(f"hours-per-job: {hours:g} is too short; allowed is a minute or more.")
+    days, seconds = divmod(seconds, 86_400)
+    return f"{days}-{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
 def _mount(text: str) -> str:
     if not re.fullmatch(r"[^:,]+(:[^:,]+){1,2}", text):
         raise ValueError(f"{text!r} is no mount; write outside:inside, or outside:inside:ro")
@@ -81,6 +94,13 @@ class Container(_Table):
     def folders(self) -> list[tuple[str, str]]:
         """What is mounted: (outside, inside)."""
         return [(mount.split(":")[0], mount.split(":")[1]) for mount in self.mounts]
+
+    def outside(self, path: PurePosixPath) -> PurePosixPath:
+        """Return where a path of the container lies outside; the longest mount decides."""
+        fitting = [pair for pair in self.folders if path.is_relative_to(pair[1])]
+        assert fitting, path
+        outside, inside = max(fitting, key=lambda pair: len(pair[1]))
+        return PurePosixPath(outside) / path.relative_to(inside)
 
 
 class Ssh(_Table):
@@ -113,6 +133,9 @@ class Slurm(_Table):
         constraint: features that the nodes must have.
         gpus_flag: how the cluster wants GPUs to be asked for; "none" where a node is given whole.
         exclusive: no other job on the nodes.
+        seconds_to_stop: before its time limit a job is asked to save a checkpoint; it is started
+            once more, as often as it takes.
+        retries: how many attempts in a row may fail without a new checkpoint, after the first.
         additional: other parameters of sbatch, by name.
         srun_arguments: put behind each srun.
         ssh: the login node, when this machine is not one.
@@ -126,9 +149,28 @@ class Slurm(_Table):
     constraint: str | None = None
     gpus_flag: Literal["gpus_per_node", "gres", "none"] = "gpus_per_node"
     exclusive: bool = True
+    seconds_to_stop: PositiveInt = 300
+    retries: Annotated[int, Field(ge=0)] = 3
     additional: dict[str, str | int | bool] = {}
     srun_arguments: tuple[str, ...] = ()
     ssh: Ssh | None = None
+
+    @property
+    def seconds(self) -> int:
+        """The time limit of one job."""
+        parts = _TIME.fullmatch(self.time)
+        assert parts is not None
+        days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+    @model_validator(mode="after")
+    def _there_is_time_to_train(self) -> Slurm:
+        if self.seconds_to_stop >= self.seconds:
+            raise ValueError(
+                f"seconds_to_stop: {self.seconds_to_stop} is not less than the time of a job, "
+                f"{self.time}"
+            )
+        return self
 
 
 class Site(_Table):
@@ -162,6 +204,20 @@ class Site(_Table):
     def is_remote(self) -> bool:
         """Whether its jobs are submitted from another machine, whose files are not here."""
         return self.slurm is not None and self.slurm.ssh is not None
+
+    def with_hours_per_job(self, hours: float) -> Site:
+        """Return this site with another time limit of its jobs.
+
+        Raises:
+            ValueError: it has no limit, or this one leaves no time to train.
+        """
+        if self.slurm is None:
+            raise ValueError("hours-per-job: jobs of this site have no limit; name a Slurm site.")
+        slurm = self.slurm.model_dump() | {"time": time_limit(hours)}
+        try:
+            return self.model_copy(update={"slurm": Slurm.model_validate(slurm)})
+        except ValidationError as error:
+            raise ValueError(f"hours-per-job: {_first_problem(error)}.") from error
 
     @model_validator(mode="after")
     def _tables_fit_the_scheduler(self) -> Site:

@@ -11,6 +11,7 @@ from typing import Any
 
 import nemo_run as run
 
+from launch.attempts import attempts_file, bad_nodes
 from launch.code_version import PROJECT_ROOT, find_code_version
 from launch.executors import slurm_executor
 from launch.job_script import REPLACED
@@ -34,8 +35,8 @@ def submit(
         dryrun: print the jobs' scripts and submit nothing.
 
     Returns:
-        The numbers of the jobs by the names of their runs, what was finished before, and where
-        scripts and logs are.
+        The numbers of the jobs and the folders of the runs by their names, what was finished
+        before, and where scripts and logs are.
 
     Raises:
         ValueError: the request cannot work: uncommitted changes, paths that a job would not see,
@@ -52,14 +53,22 @@ def submit(
             check_files(recipe)
         for recipe in todo[1:]:  # what they start from is not there yet
             check_data_files(recipe)
-    done: dict[str, Any] = {"code": str(code), "finished": finished}
+    runs = {recipe.log.name: str(_run_folder(recipe)) for recipe in recipes}
+    done: dict[str, Any] = {"code": str(code), "runs": runs, "finished": finished}
     if not todo:
         return done
+    site = _without_bad_nodes(site, todo)
     with _experiment(todo[-1].log.name) as experiment:
         before: list[str] = []
         for recipe in todo:
-            executor = slurm_executor(site, recipe.trainer.num_nodes, recipe.trainer.devices, code)
             name = recipe.log.name
+            executor = slurm_executor(
+                site,
+                recipe.trainer.num_nodes,
+                recipe.trainer.devices,
+                code,
+                _run_folder(recipe),
+            )
             before = [
                 experiment.add(recipe, executor=executor, name=name, dependencies=before or None)
             ]
@@ -82,6 +91,21 @@ def submit(
     return done | {"jobs": numbers, "experiment": str(folder)}
 
 
+def _without_bad_nodes(site: Site, recipes: Sequence[run.Partial]) -> Site:
+    """Leave out the nodes on which these runs have failed; requeued jobs do it by themselves."""
+    assert site.slurm is not None
+    exclude = list(site.slurm.exclude)
+    if _sees_the_same_files(site):
+        for recipe in recipes:
+            path = attempts_file(_run_folder(recipe))
+            bad = [node for node in bad_nodes(path) if node not in exclude]
+            if bad:
+                exclude += bad
+                print(f"excluded: {', '.join(bad)}, which failed ({path}).", file=sys.stderr)
+    slurm = site.slurm.model_copy(update={"exclude": tuple(exclude)})
+    return site.model_copy(update={"slurm": slurm})
+
+
 @contextlib.contextmanager
 def _experiment(title: str) -> Iterator[run.Experiment]:
     """Open an experiment of NeMo-Run, whose own words go to standard error."""
@@ -92,6 +116,10 @@ def _experiment(title: str) -> Iterator[run.Experiment]:
         run.Experiment(title, log_level="WARN") as experiment,
     ):
         yield experiment
+
+
+def _run_folder(recipe: run.Partial) -> Path:
+    return Path(recipe.log.log_dir) / recipe.log.name
 
 
 def _number(handle: str) -> str:

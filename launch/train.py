@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 def train(options: Namespace) -> dict[str, Any]:
     """Build the recipe, check what can be checked here, and run it or submit it."""
     site = LOCAL if options.site is None else read_site(options.site)
+    if options.hours_per_job is not None:
+        site = site.with_hours_per_job(options.hours_per_job)
     backend.activate()
     from launch.factory import build_recipe, build_stages
 

@@ -1,8 +1,10 @@
 """Sites in TOML: what is read, and what is refused with which sentence."""
 
+from pathlib import PurePosixPath
+
 import pytest
 
-from launch.site import read_site, shipped_sites
+from launch.site import Container, read_site, shipped_sites
 
 SLURM = """
 scheduler = "slurm"
@@ -82,3 +84,32 @@ def test_an_unknown_name_and_a_missing_file(tmp_path):
         read_site(str(tmp_path / "none.toml"))
     with pytest.raises(ValueError, match="'../sites/local' is unknown"):
         read_site("../sites/local")
+
+
+def test_the_time_limit_of_one_job(write_site):
+    site = read_site(write_site(SLURM + 'time = "1-02:03:04"\n'))
+    assert site.slurm.seconds == 93_784
+    shorter = site.with_hours_per_job(25.5)
+    assert (shorter.slurm.time, shorter.slurm.seconds) == ("1-01:30:00", 91_800)
+    assert shorter.slurm.account == "vision"
+    assert site.slurm.time == "1-02:03:04"
+    for hours, message in (
+        (0.001, "hours-per-job: 0.001 is too short; allowed is a minute or more"),
+        (0.05, "hours-per-job: seconds_to_stop: 300 is not less than .* 0-00:03:00"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            site.with_hours_per_job(hours)
+    with pytest.raises(ValueError, match="hours-per-job: .* have no limit"):
+        read_site("local").with_hours_per_job(2)
+    with pytest.raises(ValueError, match="mine.toml: slurm: seconds_to_stop: 300 is not less"):
+        read_site(write_site(SLURM + 'time = "00:05:00"\n'))
+
+
+def test_where_a_path_of_the_container_lies_outside():
+    container = Container(image="x", mounts=("/fsx/me:/data", "/local:/data/fast:ro"))
+    for inside, outside in (
+        ("/data", "/fsx/me"),
+        ("/data/runs/sft", "/fsx/me/runs/sft"),
+        ("/data/fast/a", "/local/a"),
+    ):
+        assert str(container.outside(PurePosixPath(inside))) == outside

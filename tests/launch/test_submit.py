@@ -3,16 +3,20 @@
 A script that differs is shown; `UPDATE_SCRIPTS=1` writes the new ones.
 """
 
+import json
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import launch.job_script
 from launch.site import read_site
 
 SCRIPTS = Path(__file__).parent / "scripts"
+REQUEUE = Path(launch.job_script.__file__).with_name("requeue.sh")
 FACTORY = "nvila(stage='sft', size='15b', num_nodes=12, dir='{dir}', init_from='{dir}/pretrain')"
 DATA = "data.train_paths={dir}/sft.jsonl data.image_folder={dir}/images"
 
@@ -56,8 +60,20 @@ def test_the_script_of_a_shipped_site(site, folder, submit, recipe, capsys):
     assert script == path.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("files_are_there")
+def test_nodes_on_which_a_run_has_failed_are_left_out(submit, recipe, capsys, tmp_path):
+    path = tmp_path / "sft" / "log" / "attempts.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"time": time.time(), "end": 137, "bad_nodes": ["n2", "n5"]}))
+    submit([recipe(tmp_path)], read_site("slurm"), allow_dirty=True, dryrun=True)
+    printed = capsys.readouterr()
+    assert "#SBATCH --exclude=n2,n5\n" in printed.out
+    assert f"excluded: n2, n5, which failed ({path})." in printed.err
+
+
 def normalised(script, code):
     for text, name in (
+        (REQUEUE.read_text().rstrip(), "(launch/requeue.sh)"),
         (code, "COMMIT"),
         (str(Path(sys.executable).parent), "PYTHON_FOLDER"),
         (str(Path.home()), "HOME"),

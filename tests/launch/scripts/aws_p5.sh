@@ -14,6 +14,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/sbatch_vlm.sft_%j.out
 #SBATCH --partition=p5
+#SBATCH --signal=B:USR1@300
 #SBATCH --time=1-00:00:00
 
 set -evx
@@ -36,11 +37,14 @@ export FI_PROVIDER=efa
 export FI_EFA_USE_HUGE_PAGE=0
 export NCCL_SOCKET_IFNAME='^docker,lo,veth'
 export NCCL_DEBUG=INFO
+{ set +vx; } 2>/dev/null
+run_folder=/fsx/me/sft retries=3 site_exclude=''
+(launch/requeue.sh)
 
 
 # Command 1
 
-srun --output HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/log-vlm.sft_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /fsx/images/nemo-25.07-efa.sqsh --container-mounts /fsx:/fsx,/scratch:/scratch,HOME/.nemo_run/experiments/sft/sft_NUMBER/sft:/nemo_run --container-workdir /nemo_run/code --container-env FI_PROVIDER,FI_EFA_USE_HUGE_PAGE,NCCL_SOCKET_IFNAME,NCCL_DEBUG,HF_TOKEN,WANDB_API_KEY --wait=60 --kill-on-bad-exit=1 python -m nemo_run.core.runners.fdl_runner -n sft /nemo_run/configs/sft_fn_or_script
+srun --output HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/log-vlm.sft_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /fsx/images/nemo-25.07-efa.sqsh --container-mounts /fsx:/fsx,/scratch:/scratch,HOME/.nemo_run/experiments/sft/sft_NUMBER/sft:/nemo_run --container-workdir /nemo_run/code --container-env FI_PROVIDER,FI_EFA_USE_HUGE_PAGE,NCCL_SOCKET_IFNAME,NCCL_DEBUG,HF_TOKEN,WANDB_API_KEY --wait=60 --kill-on-bad-exit=1 --label --kill-on-bad-exit=0 --wait=30 python -m nemo_run.core.runners.fdl_runner -n sft /nemo_run/configs/sft_fn_or_script
 
 exitcode=$?
 

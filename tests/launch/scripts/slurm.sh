@@ -15,6 +15,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/sbatch_vlm.sft_%j.out
 #SBATCH --partition=gpu
+#SBATCH --signal=B:USR1@300
 #SBATCH --time=12:00:00
 
 set -evx
@@ -36,11 +37,14 @@ echo 'code: nemo-vlm-recipes COMMIT'
 export NCCL_DEBUG=WARN
 export PATH=PYTHON_FOLDER":$PATH"
 module load cuda/12.8
+{ set +vx; } 2>/dev/null
+run_folder=/shared/me/sft retries=3 site_exclude=''
+(launch/requeue.sh)
 
 
 # Command 1
 
-srun --output HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/log-vlm.sft_%j_${SLURM_RESTART_COUNT:-0}.out --chdir HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/code --wait=60 --kill-on-bad-exit=1 python -m nemo_run.core.runners.fdl_runner -n sft HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/configs/sft_fn_or_script
+srun --output HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/log-vlm.sft_%j_${SLURM_RESTART_COUNT:-0}.out --chdir HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/code --wait=60 --kill-on-bad-exit=1 --label --kill-on-bad-exit=0 --wait=30 python -m nemo_run.core.runners.fdl_runner -n sft HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/configs/sft_fn_or_script
 
 exitcode=$?
 

@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         _verb(verbs, "prepare", "launch.prepare:prepare", "raw data set -> tar shards for training")
     )
     _add_training(verbs)
+    _add_views(verbs)
     return parser
 
 
@@ -188,6 +189,21 @@ def _add_training(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--shuffle-images", action="store_true", help="give each question another image"
     )
+
+
+def _add_views(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(
+        verbs, "status", "launch.status:show_status", "how far runs are, and what stopped them"
+    )
+    parser.add_argument("dirs", nargs="+", metavar="DIR", help="folder of a run, or of runs")
+    parser = _verb(
+        verbs,
+        "report",
+        "launch.run_report:write_report",
+        "one HTML page about a run",
+    )
+    parser.add_argument("dir", metavar="DIR", help="folder of a run")
+    parser.add_argument("--out", metavar="FILE", help="default: report.html in the run's folder")
 
 
 def _add_hf(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from nemo.lightning import io
 from nemo.utils import logging
 from nemo.utils.app_state import AppState
 
-from recipes.steps_file import STEPS_FILE, read_steps
+from recipes.steps_file import RUN_FILE, STEPS_FILE, read_steps
 
 
 class StepLog(pl.Callback, io.IOMixin):
@@ -20,7 +20,8 @@ class StepLog(pl.Callback, io.IOMixin):
 
     After a resume, lines of steps that are run again are dropped first, so the file holds each step
     once. Fields: step, loss, learning_rate, grad_norm, consumed_samples, seconds (of this step),
-    samples (a checksum of the keys of the rank's samples, to compare orders).
+    time (when it ended, seconds since 1970), samples (a checksum of the keys of the rank's samples,
+    to compare orders).
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,8 @@ class StepLog(pl.Callback, io.IOMixin):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_steps(self._path) if row["step"] < trainer.global_step]
             self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+            described = {"max_steps": trainer.max_steps}
+            (self._path.parents[1] / RUN_FILE).write_text(json.dumps(described) + "\n", "utf-8")
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -54,6 +57,7 @@ class StepLog(pl.Callback, io.IOMixin):
             "grad_norm": _optional(metrics.get("grad_norm")),
             "consumed_samples": _optional(metrics.get("consumed_samples")),
             "seconds": round(seconds, 4),
+            "time": round(time.time(), 3),
             "samples": zlib.crc32("\n".join(keys).encode("utf-8")),
         }
         if not math.isfinite(loss):

@@ -9,6 +9,9 @@ from typing import Any
 STEPS_FILE = "log/steps.jsonl"
 """Below the run's folder, and not in it: NeMo moves the files there aside when a run resumes."""
 
+RUN_FILE = "log/run.json"
+"""What stays the same in a run: {"max_steps"}."""
+
 
 def read_steps(path: str | Path) -> list[dict[str, Any]]:
     """Read a log; a line cut off by a killed process is left out."""

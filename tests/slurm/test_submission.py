@@ -10,6 +10,8 @@ import psutil
 import pytest
 
 from launch.attempts import attempts_file, read_attempts
+from launch.run_report import report_page
+from launch.run_state import RunState
 from models.checkpoint_paths import newest_checkpoint, unfinished_checkpoints
 from tests.nano_start import write_nano_start
 from tests.recipes.steps import assert_same_steps, steps_of
@@ -167,6 +169,11 @@ def test_a_training_on_two_nodes_survives_all_faults_and_equals_one_without(laun
     alone, together = (steps_of(launch.folder, name) for name in ("alone", "two_nodes"))
     assert len(alone) == STEPS
     assert_same_steps(alone, together, loss=1e-4, learning_rate=1e-9)
+
+    state = RunState(job.run_folder)
+    assert (state.describe(0), state.max_steps, state.steps_done) == ("finished", STEPS, STEPS)
+    assert state.seconds_per_step is not None
+    assert report_page(state, 0).count("a rank was killed; bad nodes: n2") == 6
 
     # The same command again has nothing to do.
     assert launch("two_nodes", 2, *site)["finished"] == ["two_nodes"]

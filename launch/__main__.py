@@ -204,6 +204,14 @@ def _add_views(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("dir", metavar="DIR", help="folder of a run")
     parser.add_argument("--out", metavar="FILE", help="default: report.html in the run's folder")
+    parser = _verb(
+        verbs,
+        "doctor",
+        "launch.doctor.verb:examine",
+        "is this machine fit to train?",
+    )
+    parser.add_argument("--site", metavar="NAME_OR_FILE", help="what it should be like")
+    parser.add_argument("--dir", default=".", metavar="DIR", help="on the disk that runs go to")
 
 
 def _add_hf(parser: argparse.ArgumentParser) -> None:

@@ -55,7 +55,9 @@ nodes_of_killed_tasks() {
 # even end with their stacks, else those whose stacks do not wait for others.
 nodes_of_hanging_ranks() {  # argument: the ranks' log
     [ -f "$1" ] || return
-    awk -v ranks="$SLURM_NTASKS" '
+    # Not every version of Slurm sets SLURM_NTASKS here.
+    local per_node=${SLURM_NTASKS_PER_NODE:-$((SLURM_NTASKS / SLURM_JOB_NUM_NODES))}
+    awk -v ranks="$((per_node * SLURM_JOB_NUM_NODES))" '
         match($0, /^ *[0-9]+: /) { rank = $1 + 0; text = substr($0, RLENGTH + 1) }
         text ~ /^Timeout \(.*\)!$/ { hangs[rank] = 1; any = 1 }
         hangs[rank] && text ~ /distributed_c10d.py/ { waits[rank] = 1; some_wait = 1 }
@@ -66,7 +68,7 @@ nodes_of_hanging_ranks() {  # argument: the ranks' log
             for (rank = 0; rank < ranks; rank++) if (!waits[rank]) print rank
         }' "$1" | while read -r rank; do
         scontrol show hostnames "$SLURM_JOB_NODELIST" |
-            sed -n "$((rank / (SLURM_NTASKS / SLURM_JOB_NUM_NODES) + 1))p"
+            sed -n "$((rank / per_node + 1))p"
     done | sort -u
 }
 

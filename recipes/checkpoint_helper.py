@@ -9,7 +9,7 @@ import signal
 from multiprocessing import resource_tracker
 from multiprocessing.managers import SyncManager
 
-from recipes.stop_on_signal import SIGNALS
+from recipes.child_signals import STOP_SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,7 +26,7 @@ def start_checkpoint_helper() -> None:
         manager = SyncManager(ctx=multiprocessing.get_context("spawn"))
         # A signal to the whole job must not end it before the last checkpoint is written.
         resource_tracker.ensure_running()  # which unblocks SIGTERM
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         manager.start(initializer=_end_with, initargs=(os.getpid(),))
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         filesystem_async._results_queue = manager.Queue()

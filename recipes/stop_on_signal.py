@@ -11,18 +11,18 @@ import torch
 import torch.distributed as dist
 from nemo.lightning import io
 
+from recipes.child_signals import STOP_SIGNALS, shield_forked_processes
+
 INTERRUPTED_STATUS = 75
 """Exit status of a run that was stopped before its end and can be resumed (EX_TEMPFAIL)."""
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Slurm sends them before it preempts a job or its time is over."""
 
 
 class StopOnSignal(pl.Callback, io.IOMixin):
     """Stops after the step in which any rank has got a signal; the checkpoint rule then saves.
 
     A scheduler signals all processes of a job. Those that a rank starts (readers of data, writers
-    of checkpoints) inherit that the signals are blocked, and so work on until all is saved.
+    of checkpoints) inherit that the signals are blocked, and so work on until all is saved; those
+    that are forked still end when the rank ends them.
 
     The ranks agree at the end of each step, as a signal reaches them at different moments. A run
     that was stopped before its last step ends with status 75: who waits for it knows that there is
@@ -37,15 +37,13 @@ class StopOnSignal(pl.Callback, io.IOMixin):
         self._mask: set[Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Block the signals, before readers are started."""
+        """Listen, before readers are started, and before Lightning sets handlers of its own."""
         if stage == "fit" and self._mask is None:
+            self._received, self._stopped = None, False
+            self._handlers = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            shield_forked_processes()
             resource_tracker.ensure_running()  # which unblocks SIGTERM
-            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen; Lightning's own handlers would end the run at once."""
-        self._received, self._stopped = None, False
-        self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -80,15 +78,15 @@ class StopOnSignal(pl.Callback, io.IOMixin):
 
     def _any_rank(self, device: torch.device) -> bool:
         # A thread from before `setup` may take a signal and call `_note`; else it is pending.
-        asked = self._received is not None or bool(signal.sigpending() & set(SIGNALS))
+        asked = self._received is not None or bool(signal.sigpending() & set(STOP_SIGNALS))
         received = torch.tensor(float(asked), device=device)
         dist.all_reduce(received, op=dist.ReduceOp.MAX)
         return bool(received.item())
 
     def _restore(self) -> None:
         if self._mask is not None:
-            while signal.sigpending() & set(SIGNALS):
-                signal.sigwait(SIGNALS)
+            while signal.sigpending() & set(STOP_SIGNALS):
+                signal.sigwait(STOP_SIGNALS)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             self._mask = None
         for number, handler in self._handlers.items():

@@ -64,7 +64,7 @@ def slurm_executor(
     python_path = None
     environment = dict(site.environment)
     if not site.gpus_per_node:
-        python_path = f"{CODE_FOLDER}/{SITE_DIRECTORY.relative_to(PROJECT_ROOT)}"
+        python_path = f"{CODE_FOLDER}/{SITE_DIRECTORY.resolve().relative_to(PROJECT_ROOT)}"
         environment = backend.job_environment() | environment
     outside = PurePosixPath(run_folder)
     if site.container is not None:

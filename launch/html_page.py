@@ -86,7 +86,7 @@ def curve(
         for x, text in (marks or {}).items()
         if first <= x <= last
     )
-    ends = f"{points[0][1]:.3g} to {points[-1][1]:.3g}" if points else "no steps"
+    ends = f"{points[0][1]:#.4g} to {points[-1][1]:#.4g}" if points else "no steps"
     return (
         f"<figure><svg width='{width}' height='{height}' role='img'>"
         f"<path d='M{_MARGIN},{_MARGIN} V{base} H{width - _MARGIN}' fill='none' stroke='#b8c0cc'/>"

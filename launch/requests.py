@@ -45,12 +45,17 @@ def check_data_files(recipe: run.Partial) -> None:
                 raise ValueError(f"data.{name}: {path} does not exist.")
 
 
+def run_folder(recipe: run.Partial) -> Path:
+    """Return where a run keeps its logs and checkpoints."""
+    return Path(recipe.log.log_dir) / recipe.log.name
+
+
 def is_finished(recipe: run.Partial) -> bool:
     """Return whether the run has done all its steps and has a checkpoint of the last one."""
     from models.checkpoint_paths import checkpoint_step, newest_checkpoint
     from recipes.steps_file import STEPS_FILE, read_steps
 
-    folder = Path(recipe.log.log_dir) / recipe.log.name
+    folder = run_folder(recipe)
     steps = read_steps(folder / STEPS_FILE)
     if not steps or steps[-1]["step"] < recipe.trainer.max_steps - 1:
         return False

@@ -16,7 +16,7 @@ from launch.code_version import PROJECT_ROOT, find_code_version
 from launch.executors import slurm_executor
 from launch.job_script import REPLACED
 from launch.recipe_paths import settle_paths
-from launch.requests import check_data_files, check_files, is_finished
+from launch.requests import check_data_files, check_files, is_finished, run_folder
 from launch.site import Site
 
 
@@ -53,7 +53,7 @@ def submit(
             check_files(recipe)
         for recipe in todo[1:]:  # what they start from is not there yet
             check_data_files(recipe)
-    runs = {recipe.log.name: str(_run_folder(recipe)) for recipe in recipes}
+    runs = {recipe.log.name: str(run_folder(recipe)) for recipe in recipes}
     done: dict[str, Any] = {"code": str(code), "runs": runs, "finished": finished}
     if not todo:
         return done
@@ -67,7 +67,7 @@ def submit(
                 recipe.trainer.num_nodes,
                 recipe.trainer.devices,
                 code,
-                _run_folder(recipe),
+                run_folder(recipe),
             )
             before = [
                 experiment.add(recipe, executor=executor, name=name, dependencies=before or None)
@@ -97,7 +97,7 @@ def _without_bad_nodes(site: Site, recipes: Sequence[run.Partial]) -> Site:
     exclude = list(site.slurm.exclude)
     if _sees_the_same_files(site):
         for recipe in recipes:
-            path = attempts_file(_run_folder(recipe))
+            path = attempts_file(run_folder(recipe))
             bad = [node for node in bad_nodes(path) if node not in exclude]
             if bad:
                 exclude += bad
@@ -116,10 +116,6 @@ def _experiment(title: str) -> Iterator[run.Experiment]:
         run.Experiment(title, log_level="WARN") as experiment,
     ):
         yield experiment
-
-
-def _run_folder(recipe: run.Partial) -> Path:
-    return Path(recipe.log.log_dir) / recipe.log.name
 
 
 def _number(handle: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import backend
-from launch.requests import check_files, check_one_machine, is_finished
+from launch.requests import check_files, check_one_machine, is_finished, run_folder
 from launch.site import LOCAL, Site, read_site
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def run_recipe(recipe: run.Partial, tail_logs: bool = True, site: Site = LOCAL) 
 
     check_one_machine(recipe)
     check_files(recipe)
-    folder = Path(recipe.log.log_dir) / recipe.log.name
+    folder = run_folder(recipe)
     executor = local_executor(recipe.trainer.devices, site)
     with run.Experiment(f"{recipe.log.name}", executor=executor) as experiment:
         experiment.add(recipe, name=recipe.log.name, tail_logs=tail_logs)

@@ -40,10 +40,15 @@ class StopOnSignal(pl.Callback, io.IOMixin):
         """Listen, before readers are started, and before Lightning sets handlers of its own."""
         if stage == "fit" and self._mask is None:
             self._received, self._stopped = None, False
-            self._handlers = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+            self._handlers = self._listen()
             shield_forked_processes()
             resource_tracker.ensure_running()  # which unblocks SIGTERM
             self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over from Lightning, which would end the run without a checkpoint."""
+        self._listen()
+        trainer._signal_connector.received_sigterm = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -72,6 +77,10 @@ class StopOnSignal(pl.Callback, io.IOMixin):
                 "the same command resumes it."
             )
             raise SystemExit(INTERRUPTED_STATUS)
+
+    def _listen(self) -> dict[int, Any]:
+        """Return the handlers that were there."""
+        return {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number

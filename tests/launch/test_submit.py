@@ -167,3 +167,16 @@ def test_what_a_site_cannot_do_is_refused(submit, recipe):
 def test_missing_files_are_refused_before_anything_is_submitted(submit, recipe, tmp_path):
     with pytest.raises(ValueError, match="pretrain"):
         submit([recipe(tmp_path)], read_site("slurm"), allow_dirty=True, dryrun=True)
+
+
+def test_a_checkout_that_is_reached_by_a_link(nemo, tmp_path, monkeypatch):
+    from launch.code_version import PROJECT_ROOT, CodeVersion
+    from launch.executors import slurm_executor
+    from launch.site import Site
+
+    link = tmp_path / "link"
+    link.symlink_to(PROJECT_ROOT)
+    monkeypatch.setattr("launch.executors.SITE_DIRECTORY", link / "cpu_backend" / "site")
+    site = Site(scheduler="slurm", slurm={"account": "a"})
+    lines = slurm_executor(site, 1, 1, CodeVersion("a" * 40, "a" * 40), Path("/r")).setup_lines
+    assert 'export PYTHONPATH="/nemo_run/code/cpu_backend/site${PYTHONPATH' in lines

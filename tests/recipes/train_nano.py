@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -61,9 +62,10 @@ class FaultOfOneRank(pl.Callback, io.IOMixin):
             return
         if self.kind == "hang":
             wait_for_ever()
-        # As a scheduler does: readers of data and writers of checkpoints get it too.
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            process.send_signal(getattr(signal, self.kind))
+        # As a scheduler does, from outside: readers of data and writers of checkpoints get it too.
+        processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        numbers = [str(process.pid) for process in processes]
+        subprocess.run(["kill", "-s", self.kind.removeprefix("SIG"), *numbers], check=True)
 
 
 def wait_for_ever():

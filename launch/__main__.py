@@ -212,6 +212,7 @@ def _add_views(verbs: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--site", metavar="NAME_OR_FILE", help="what it should be like")
     parser.add_argument("--dir", default=".", metavar="DIR", help="on the disk that runs go to")
+    parser.add_argument("--gpus", type=int, metavar="N", help="of each node; else the site's")
 
 
 def _add_hf(parser: argparse.ArgumentParser) -> None:
@@ -267,9 +268,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: {value}")
     if options.json:
         Path(options.json).write_text(
-            json.dumps({"verb": options.verb, "failed": failed} | figures, indent=2) + "\n", "utf-8"
+            json.dumps({"verb": options.verb, "failed": bool(failed)} | figures, indent=2) + "\n",
+            "utf-8",
         )
-    return 1 if failed else 0
+    return int(failed)
 
 
 if __name__ == "__main__":

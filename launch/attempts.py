@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -25,7 +26,11 @@ def read_attempts(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    attempts = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # cut off by a full disk
+            attempts.append(json.loads(line))
+    return attempts
 
 
 def bad_nodes(path: Path, now: float | None = None) -> list[str]:

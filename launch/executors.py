@@ -71,7 +71,9 @@ def slurm_executor(
         outside = site.container.outside(outside)
     setup = [
         setup_lines(code, environment, site.setup, python_path, _programs(site)),
-        requeue_lines(str(outside), site.slurm.retries, site.slurm.exclude),
+        requeue_lines(
+            str(outside), site.slurm.retries, site.slurm.exclude, doctor=_doctor(site, run_folder)
+        ),
     ]
     executor = run.SlurmExecutor(
         **_allocation(site, site.slurm, processes_per_node),
@@ -112,6 +114,14 @@ def _allocation(site: Site, slurm: Slurm, processes_per_node: int) -> dict[str, 
     elif site.gpus_per_node and slurm.gpus_flag == "gres":
         asked["gres"] = f"gpu:{processes_per_node}"
     return asked
+
+
+def _doctor(site: Site, run_folder: Path) -> list[str]:
+    """Return the arguments of the verb doctor in a job, or none where the site wants no doctor."""
+    assert site.slurm is not None
+    if not site.slurm.doctor:
+        return []
+    return ["--gpus", str(site.gpus_per_node), "--dir", str(run_folder)]
 
 
 def _programs(site: Site) -> str | None:

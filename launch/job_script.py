@@ -19,6 +19,8 @@ CODE_FOLDER = "/nemo_run/code"
 REPLACED = "/nemo_run"
 """NeMo-Run puts the job's folder in its place, in a script without a container."""
 
+DISK_WAIT_SECONDS = 600
+
 _REQUEUE = Path(__file__).with_name("requeue.sh")
 
 _UNREPLACED = "/nemo''_run"
@@ -66,19 +68,28 @@ def setup_lines(
     )
 
 
-def requeue_lines(run_folder: str, retries: int, exclude: Sequence[str] = ()) -> str:
+def requeue_lines(
+    run_folder: str,
+    retries: int,
+    exclude: Sequence[str] = (),
+    disk_wait_seconds: int = DISK_WAIT_SECONDS,
+    doctor: Sequence[str] = (),
+) -> str:
     """Return the lines that start a job once more, as long as it makes progress.
 
     Args:
         run_folder: of the recipe, as the node sees it outside of a container.
         retries: attempts without a new checkpoint that are allowed after the first.
         exclude: nodes that the site leaves out.
+        disk_wait_seconds: before a job looks again whether there is space for a checkpoint.
+        doctor: arguments of the verb doctor, which then looks at the nodes first.
     """
     excluded = quote(",".join(exclude))
     return "\n".join(
         [
             "{ set +vx; } 2>/dev/null",
-            f"run_folder={quote(run_folder)} retries={retries} site_exclude={excluded}",
+            f"run_folder={quote(run_folder)} retries={retries} site_exclude={excluded} "
+            f"disk_wait_seconds={disk_wait_seconds} doctor=({' '.join(map(quote, doctor))})",
             _REQUEUE.read_text(encoding="utf-8").rstrip(),
         ]
     )

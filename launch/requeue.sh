@@ -1,5 +1,5 @@
-# Put into each job's script by launch/job_script.py, after the lines that set run_folder, retries
-# and site_exclude. NeMo-Run's template then calls srun for the ranks, which is this function: it
+# Put into each job's script by launch/job_script.py, after the lines that set run_folder, retries,
+# site_exclude, disk_wait_seconds and doctor. NeMo-Run's template then calls srun for the ranks, which is this function: it
 # starts the job once more when there is more to do, and leaves out nodes that have failed.
 
 attempts=$run_folder/log/attempts.jsonl
@@ -9,6 +9,8 @@ asked_to_stop=
 note() {  # one line of JSON; arguments: "key":value ...
     mkdir -p "$run_folder/log"
     local IFS=,
+    # A line that a full disk has cut off stays by itself.
+    [ -z "$(tail -c 1 "$attempts" 2>/dev/null)" ] || echo >>"$attempts"
     echo "{\"time\":$(date +%s),\"job\":\"$SLURM_JOB_ID\",\"restart\":${SLURM_RESTART_COUNT:-0},$*}" \
         >>"$attempts"
 }
@@ -26,6 +28,23 @@ start_of_attempt() {  # the line of the last one that began
 
 progress() {  # whether there is a checkpoint that was not there when the attempt began
     start_of_attempt | grep -q "\"checkpoints\":$(checkpoints)\b" && echo false || echo true
+}
+
+# The newest checkpoint and a tenth of it must fit; those that were cut off will be removed.
+lacks_space() {  # says how much there is
+    local newest size free cut_off
+    newest=$(for folder in "$run_folder"/checkpoints/*/; do
+        [ -e "${folder}weights/metadata.json" ] && [ ! -e "${folder%/}-unfinished" ] &&
+            [ ! -L "${folder%/}" ] && echo "$folder"
+    done | xargs -r -d '\n' ls -td | head -n 1)
+    [ -n "$newest" ] || return 1
+    size=$(du -sk "$newest" | cut -f 1)
+    free=$(df -Pk "$run_folder" | awk 'NR == 2 {print $4}')
+    cut_off=$(for folder in "$run_folder"/checkpoints/*-unfinished; do
+        [ -d "${folder%-unfinished}" ] && echo "${folder%-unfinished}"
+    done | xargs -r -d '\n' du -ck | awk 'END {print $1 + 0}')
+    [ $((free + cut_off)) -lt $((size * 11 / 10)) ] || return 1
+    echo "error: $((free / 1024)) MiB are free in $run_folder, a checkpoint has $((size / 1024)) MiB."
 }
 
 as_json_list() {  # of words
@@ -90,14 +109,15 @@ nodes_to_exclude() {
 
 attempts_without_progress() {  # the newest ones in a row
     grep "\"job\":\"$SLURM_JOB_ID\"" "$attempts" | tac |
-        awk '/"progress":true/ {exit} /"progress":false/ {count++} END {print count + 0}'
+        awk '/"reason":"the disk is full"/ {next}
+            /"progress":true/ {exit} /"progress":false/ {count++} END {print count + 0}'
 }
 
 previous_attempt_ended_without_a_word() {
     [ -f "$attempts" ] && tail -n 1 "$attempts" | grep -q "\"job\":\"$SLURM_JOB_ID\".*\"nodes\""
 }
 
-start_once_more() {
+start_once_more() {  # argument: seconds to wait before
     local nodes
     # Only a running job: a cancelled one stays cancelled.
     [[ $(scontrol --oneliner show job "$SLURM_JOB_ID") == *\ JobState=RUNNING\ * ]] || return
@@ -110,6 +130,12 @@ start_once_more() {
         nodes=$(IFS=,; echo "${nodes[*]}${site_exclude:+,$site_exclude}")
         scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$nodes"
     fi
+    [ -z "$1" ] || scontrol update JobId="$SLURM_JOB_ID" StartTime="now+$1"
+}
+
+wait_for_space() {
+    echo "the disk is full: this job looks again in $disk_wait_seconds s, and gives back its nodes."
+    start_once_more "$disk_wait_seconds"
 }
 
 end_attempt() {  # arguments: exit status, the ranks' log
@@ -122,8 +148,12 @@ end_attempt() {  # arguments: exit status, the ranks' log
         reason="time limit" bad=()
     elif grep -q 'exit code 75$' "$printed"; then
         reason="asked to stop" bad=()
+    elif grep -q 'exit code 76$' "$printed"; then
+        reason="a bad step, gone back" bad=()
     elif grep -qE '^ *[0-9]+: Timeout \(.*\)!$' "$2"; then
         reason=hang
+    elif grep -qE 'No space left on device|Disk quota exceeded' "$2" || lacks_space >/dev/null; then
+        reason="the disk is full" bad=()
     else
         mapfile -t bad < <(nodes_of_killed_tasks)
         [ ${#bad[@]} = 0 ] || reason="a rank was killed"
@@ -132,6 +162,14 @@ end_attempt() {  # arguments: exit status, the ranks' log
         "\"bad_nodes\":$(as_json_list "${bad[@]}")"
     echo "attempt ended with status $1: $reason; new checkpoint: $progress; bad nodes: ${bad[*]:-none}"
     [ "$1" = 0 ] && return
+    if [ "$reason" = "the disk is full" ]; then
+        wait_for_space
+        return
+    fi
+    go_on_unless_given_up
+}
+
+go_on_unless_given_up() {
     local failures
     failures=$(attempts_without_progress)
     if [ "$failures" -gt "$retries" ]; then
@@ -159,22 +197,59 @@ end_of_silent_attempt() {
     done
 }
 
+run_ranks() {  # arguments of srun
+    local ranks
+    : >"$printed"
+    command srun "$@" 2> >(tee "$printed" >&2) &
+    ranks=$!
+    while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done  # a signal ends a wait early
+    wait "$ranks"
+}
+
+see_the_doctor() {  # arguments of srun; as these ranks, but another program
+    local arguments=("$@") i
+    for ((i = 0; i < $#; i++)); do
+        [ "${arguments[i]}" = --output ] && arguments[i + 1]=$run_folder/log/doctor_%j.txt
+        [ "${arguments[i]}" = python ] && break
+    done
+    rm -f "$run_folder/log/doctor_$SLURM_JOB_ID.txt"
+    run_ranks "${arguments[@]:0:i}" python -m launch doctor "${doctor[@]}"
+}
+
+# Status 3 is a node that is not fit; where all are not, it is not the nodes.
+end_attempt_at_the_doctor() {
+    local bad=() reason="the doctor found a fault"
+    sleep 1  # for the last lines
+    mapfile -t bad < <(sed -nE 's/^srun: error: ([^:]+): tasks? [^:]*: Exited with exit code 3$/\1/p' \
+        "$printed" | xargs -r -n 1 scontrol show hostnames | sort -u)
+    [ ${#bad[@]} -lt "$SLURM_JOB_NUM_NODES" ] || [ "$SLURM_JOB_NUM_NODES" = 1 ] || bad=()
+    cat "$run_folder/log/doctor_$SLURM_JOB_ID.txt"
+    note '"end":1' "\"reason\":\"$reason\"" '"progress":false' \
+        "\"bad_nodes\":$(as_json_list "${bad[@]}")"
+    echo "$reason; bad nodes: ${bad[*]:-none}"
+    go_on_unless_given_up
+}
+
 srun() {
-    local log status ranks nodes arguments=("$@") i
+    local log status nodes arguments=("$@") i
     for ((i = 0; i < $#; i++)); do
         [ "${arguments[i]}" = --output ] && log=${arguments[i + 1]/\%j/$SLURM_JOB_ID}
     done
     if previous_attempt_ended_without_a_word; then
         end_of_silent_attempt
     fi
+    if lacks_space; then
+        wait_for_space
+        exit 1
+    fi
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     note "\"nodes\":$(as_json_list "${nodes[@]}")" "\"checkpoints\":$(checkpoints)"
-    : >"$printed"
     trap 'asked_to_stop=1; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
-    command srun "$@" 2> >(tee "$printed" >&2) &
-    ranks=$!
-    while kill -0 "$ranks" 2>/dev/null; do wait "$ranks"; done  # a signal ends a wait early
-    wait "$ranks"
+    if [ ${#doctor[@]} -gt 0 ] && ! see_the_doctor "$@"; then
+        end_attempt_at_the_doctor
+        return 1
+    fi
+    run_ranks "$@"
     status=$?
     sleep 1  # for the last lines
     end_attempt "$status" "$log"

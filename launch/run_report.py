@@ -14,6 +14,7 @@ from launch.run_state import RunState, find_runs
 from launch.status import describe_restart, duration
 
 _MOST_POINTS = 2000
+_BAD_STEP_COLUMNS = ("step", "fault", "action", "samples")
 
 
 def write_report(options: Namespace) -> dict[str, Any]:
@@ -54,11 +55,17 @@ def report_page(run: RunState, now: float) -> str:
         "</div>",
         table("Restarts", ("attempt",), [(describe_restart(line),) for line in run.restarts]),
     ]
+    parts.append(table("Bad steps", _BAD_STEP_COLUMNS, map(_bad_step, run.bad_steps)))
     bad = run.folder / "log" / "bad_samples.jsonl"
     counts = sorted(count_bad_samples(bad).items()) if bad.is_file() else []
     rows = [(source, reason, str(count)) for (source, reason), count in counts]
     parts.append(table("Samples that could not be used", ("source", "reason", "count"), rows))
     return page(f"Run {run.folder.name}", parts)
+
+
+def _bad_step(row: dict[str, Any]) -> tuple[str, ...]:
+    action = {"skip": "skipped", "roll_back": "gone back"}[row["action"]]
+    return str(row["step"]), row["fault"], action, ", ".join(row["samples"])
 
 
 def _samples_per_second(row: dict[str, Any], before: dict[str, Any] | None) -> float | None:
@@ -108,4 +115,5 @@ def _figures(run: RunState, now: float) -> dict[str, str]:
         "samples per second": "-" if speed is None else f"{speed:.4g}",
         "left": "-" if run.is_finished else duration(run.seconds_left),
         "restarts": str(len(run.restarts)),
+        "skipped steps": str(len(run.skipped_steps)),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.attempts import attempts_file, read_attempts
-from recipes.steps_file import RUN_FILE, STEPS_FILE, read_steps
+from recipes.steps_file import BAD_STEPS_FILE, RUN_FILE, STEPS_FILE, read_steps
 
 _RECENT_STEPS = 50
 _SILENT_STEPS = 20
@@ -37,6 +37,16 @@ class RunState:
     def attempts(self) -> list[dict[str, Any]]:
         """What its jobs have written down."""
         return read_attempts(attempts_file(self.folder))
+
+    @cached_property
+    def bad_steps(self) -> list[dict[str, Any]]:
+        """The steps whose loss or gradients were not good."""
+        return read_steps(self.folder / BAD_STEPS_FILE)
+
+    @property
+    def skipped_steps(self) -> list[int]:
+        """Those whose update was left out."""
+        return [row["step"] for row in self.bad_steps if row["action"] == "skip"]
 
     @cached_property
     def max_steps(self) -> int | None:

@@ -136,6 +136,8 @@ class Slurm(_Table):
         seconds_to_stop: before its time limit a job is asked to save a checkpoint; it is started
             once more, as often as it takes.
         retries: how many attempts in a row may fail without a new checkpoint, after the first.
+        doctor: look at the nodes and the network before each attempt, and leave out nodes that are
+            not fit.
         additional: other parameters of sbatch, by name.
         srun_arguments: put behind each srun.
         ssh: the login node, when this machine is not one.
@@ -151,6 +153,7 @@ class Slurm(_Table):
     exclusive: bool = True
     seconds_to_stop: PositiveInt = 300
     retries: Annotated[int, Field(ge=0)] = 3
+    doctor: bool = False
     additional: dict[str, str | int | bool] = {}
     srun_arguments: tuple[str, ...] = ()
     ssh: Ssh | None = None
@@ -173,6 +176,22 @@ class Slurm(_Table):
         return self
 
 
+class BadStepRules(_Table):
+    """What is done with a step whose loss is not a number or spikes; see recipes/bad_steps.py.
+
+    Attributes:
+        action: "skip", or "roll_back" to the last checkpoint first.
+        spike_factor: times the median of the last losses.
+        window_steps: how many losses the median is of.
+        most_in_a_row: bad steps, before the run is given up.
+    """
+
+    action: str | None = None
+    spike_factor: float | None = None
+    window_steps: int | None = None
+    most_in_a_row: int | None = None
+
+
 class Site(_Table):
     """A place where jobs run.
 
@@ -186,6 +205,7 @@ class Site(_Table):
         scratch: fast local folder of each node.
         container: where ranks run in one.
         slurm: with scheduler "slurm".
+        bad_steps: instead of the recipe's rules.
     """
 
     scheduler: Literal["local", "slurm"]
@@ -199,6 +219,7 @@ class Site(_Table):
     scratch: str | None = None
     container: Container | None = None
     slurm: Slurm | None = None
+    bad_steps: BadStepRules | None = None
 
     @property
     def is_remote(self) -> bool:

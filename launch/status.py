@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.run_state import RunState, find_runs
 
-_COLUMNS = ("run", "state", "step", "loss", "s/step", "samples/s", "left", "restarts")
+_COLUMNS = ("run", "state", "step", "loss", "s/step", "samples/s", "left", "restarts", "skipped")
 
 
 def show_status(options: Namespace) -> dict[str, Any]:
@@ -65,6 +65,7 @@ def _row(run: RunState, now: float) -> dict[str, str]:
         _number(run.samples_per_second, ".4g"),
         "-" if run.is_finished else duration(run.seconds_left),
         str(len(run.restarts)),
+        str(len(run.skipped_steps)),
     )
     return dict(zip(_COLUMNS, values, strict=True))
 
@@ -85,4 +86,5 @@ def _figures(run: RunState, now: float) -> dict[str, Any]:
         "samples_per_second": run.samples_per_second,
         "seconds_left": run.seconds_left,
         "restarts": run.restarts,
+        "skipped_steps": run.skipped_steps,
     }

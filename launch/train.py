@@ -22,11 +22,14 @@ def train(options: Namespace) -> dict[str, Any]:
         site = site.with_hours_per_job(options.hours_per_job)
     backend.activate()
     from launch.factory import build_recipe, build_stages
+    from launch.site_rules import apply_site
 
     if options.stages is None:
         recipes = [build_recipe(options.factory, options.overrides)]
     else:
         recipes = build_stages(options.factory, options.stages, options.overrides)
+    for recipe in recipes:
+        apply_site(recipe, site)
     if site.scheduler == "slurm":
         from launch.submit import submit
 

@@ -42,6 +42,7 @@ class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixi
         self.optim.connect(self)
         self.model_transform = model_transform
         self.step_sample_keys: list[str] = []
+        self.step_is_skipped = False
         self._training_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
         self._validation_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
 

@@ -1,10 +1,16 @@
 """When checkpoints are written: NeMo's rule, and always one at the end."""
 
+import errno
+import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 from nemo import lightning as nl
+from torch.distributed.checkpoint.api import CheckpointException
 
+from models.checkpoint_paths import newest_checkpoint
 from recipes.checkpoint_helper import start_checkpoint_helper
 
 
@@ -25,4 +31,19 @@ class StageCheckpoint(nl.ModelCheckpoint):
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         start_checkpoint_helper()
-        super()._save_checkpoint(trainer, filepath)
+        try:
+            super()._save_checkpoint(trainer, filepath)
+        except (OSError, CheckpointException) as error:  # PyTorch: "unexpected pos 704 vs 598"
+            assert self.dirpath is not None
+            free, needed = _room(Path(self.dirpath))
+            if free < needed:
+                problem = f"{os.strerror(errno.ENOSPC)}: {free:,} bytes are free; a checkpoint had"
+                raise OSError(errno.ENOSPC, f"{problem} {needed:,}", str(filepath)) from error
+            raise
+
+
+def _room(folder: Path) -> tuple[int, int]:
+    """Return the free bytes, and those of the newest whole checkpoint (0 where there is none)."""
+    newest = newest_checkpoint(folder)
+    files = [] if newest is None else [path for path in newest.rglob("*") if path.is_file()]
+    return shutil.disk_usage(folder).free, sum(path.stat().st_size for path in files)

@@ -17,6 +17,7 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptim
 from datamodules.conversation_module import ConversationDataModule
 from datamodules.energon import EnergonDataModule
 from datamodules.preloaded import PreloadedDataModule
+from recipes.bad_steps import BadSteps
 from recipes.checkpoints import StageCheckpoint
 from recipes.hang_watchdog import HangWatchdog
 from recipes.rows import LayoutRow, Precision, StageRow, check_batch, look_up
@@ -91,7 +92,7 @@ def strategy(layout: LayoutRow) -> run.Config:
         ddp=run.Config(
             DistributedDataParallelConfig,
             use_distributed_optimizer=True,
-            check_for_nan_in_grad=True,
+            check_for_nan_in_grad=False,  # BadSteps looks at them
             grad_reduce_in_fp32=True,
             overlap_grad_reduce=layout.overlap_communication,
             overlap_param_gather=layout.overlap_communication,
@@ -116,7 +117,12 @@ def trainer(
         log_every_n_steps=1,
         strategy=strategy(layout),
         plugins=precision_plugin(layout.precision),
-        callbacks=[run.Config(StepLog), run.Config(StopOnSignal), run.Config(HangWatchdog)],
+        callbacks=[
+            run.Config(BadSteps),
+            run.Config(StepLog),
+            run.Config(StopOnSignal),
+            run.Config(HangWatchdog),
+        ],
     )
 
 

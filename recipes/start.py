@@ -1,11 +1,11 @@
 """Where a run begins: its own last checkpoint, or the weights of another run."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo import lightning as nl
+from nemo.utils import logging
 from nemo.utils.app_state import AppState
 
 from models.adapter_paths import base_checkpoint, is_adapter_checkpoint

@@ -9,10 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 from nemo.lightning import io
-from nemo.utils import logging
 from nemo.utils.app_state import AppState
 
-from recipes.steps_file import RUN_FILE, STEPS_FILE, read_steps
+from recipes.steps_file import RUN_FILE, STEPS_FILE, read_steps, rewrite_rows
 
 
 class StepLog(pl.Callback, io.IOMixin):
@@ -21,7 +20,7 @@ class StepLog(pl.Callback, io.IOMixin):
     After a resume, lines of steps that are run again are dropped first, so the file holds each step
     once. Fields: step, loss, learning_rate, grad_norm, consumed_samples, seconds (of this step),
     time (when it ended, seconds since 1970), samples (a checksum of the keys of the rank's samples,
-    to compare orders).
+    to compare orders), skipped (true where the weights were left as they were).
     """
 
     def __init__(self) -> None:
@@ -34,7 +33,7 @@ class StepLog(pl.Callback, io.IOMixin):
             self._path = Path(AppState().log_dir or trainer.default_root_dir) / STEPS_FILE
             self._path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_steps(self._path) if row["step"] < trainer.global_step]
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+            rewrite_rows(self._path, kept)
             described = {"max_steps": trainer.max_steps}
             (self._path.parents[1] / RUN_FILE).write_text(json.dumps(described) + "\n", "utf-8")
         self._started = time.perf_counter()
@@ -60,8 +59,8 @@ class StepLog(pl.Callback, io.IOMixin):
             "time": round(time.time(), 3),
             "samples": zlib.crc32("\n".join(keys).encode("utf-8")),
         }
-        if not math.isfinite(loss):
-            logging.error(f"step {row['step']}: the loss is {loss}; samples: {', '.join(keys)}")
+        if pl_module.step_is_skipped:
+            row |= {"grad_norm": None, "skipped": True}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

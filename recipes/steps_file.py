@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 STEPS_FILE = "log/steps.jsonl"
 """Below the run's folder, and not in it: NeMo moves the files there aside when a run resumes."""
+
+BAD_STEPS_FILE = "log/bad_steps.jsonl"
+"""Steps that were left out or tried again: {"step", "fault", "action", "samples"}."""
 
 RUN_FILE = "log/run.json"
 """What stays the same in a run: {"max_steps"}."""
@@ -25,3 +29,11 @@ def read_steps(path: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def rewrite_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a log anew; on a full disk the old one stays."""
+    beside = path.with_name(f"{path.name}.new")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    beside.write_text("".join(lines), encoding="utf-8")
+    beside.replace(path)

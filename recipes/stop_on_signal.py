@@ -1,6 +1,5 @@
 """A run that is asked to stop ends with a checkpoint, and says that it is not finished."""
 
-import logging
 import signal
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -10,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from nemo.lightning import io
+from nemo.utils import logging
 
 from recipes.child_signals import STOP_SIGNALS, shield_forked_processes
 

@@ -20,25 +20,38 @@ from launch.status import print_table
 _COLUMNS = ("check", "verdict", "found", "advice")
 
 
+NODE_STATUS = 3
+"""Exit status of the ranks of a node that is not fit; what all nodes share gives 1."""
+
+
 def examine(options: Namespace) -> dict[str, Any]:
     """Look at this machine, and at the network when other ranks were started with this one.
 
-    Only rank 0 of a node prints, and only the first node's prints what is the same for all.
+    The first rank of a node looks at it and prints; what is the same for all is rank 0's.
     """
     site = LOCAL if options.site is None else read_site(options.site)
+    gpus = _gpus(site) if options.gpus is None else options.gpus
     folder = Path(options.dir)
     if not folder.is_dir():
         raise ValueError(f"dir: {folder} is no folder; name one on the disk that runs go to.")
-    findings = check_machine(folder) + check_gpus(_gpus(site))
     place = find_place(os.environ)
+    is_first_of_node = place is None or place.local_rank == 0
+    of_node = check_machine(folder) + check_gpus(gpus) if is_first_of_node else []
+    findings = list(of_node)
     if place is None or place.rank == 0:
-        findings = check_software(_gpus(site) > 0, site.pass_environment) + findings
+        findings = check_software(gpus > 0, site.pass_environment) + findings
     if place is not None:
-        findings += check_network(place, _gpus(site) > 0)
-    if place is None or place.local_rank == 0:
-        print_table([dict(zip(_COLUMNS, _COLUMNS, strict=True)), *map(_row, findings)])
-    bad = [finding.check for finding in findings if finding.verdict == "bad"]
-    return {"findings": [asdict(finding) for finding in findings], "failed": bool(bad)}
+        of_network = check_network(place, gpus > 0)
+        findings += of_network if place.rank == 0 else []
+    if is_first_of_node:
+        head = dict(zip(_COLUMNS, _COLUMNS, strict=True))
+        print_table([head, *map(_row, findings)])
+    failed = NODE_STATUS if _any_bad(of_node) else _any_bad(findings)
+    return {"findings": [asdict(finding) for finding in findings], "failed": failed}
+
+
+def _any_bad(findings: list[Finding]) -> bool:
+    return any(finding.verdict == "bad" for finding in findings)
 
 
 def _gpus(site: Site) -> int:

@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.small_disk import mounted
+
 pytestmark = pytest.mark.usefixtures("single_process")
 DISK_BYTES = 2**25
 
@@ -79,13 +81,8 @@ def test_a_kill_in_the_middle_leaves_nothing_and_a_rerun_is_whole(
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 32 megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
-    if subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounted(tmp_path / "disk", DISK_BYTES) as folder:
+        yield folder
 
 
 def test_a_full_disk_is_seen_before_and_while_writing(imported, disk, monkeypatch):

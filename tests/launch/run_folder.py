@@ -16,6 +16,10 @@ ATTEMPTS = [
     },
     {"time": BEGUN + 30, "job": "7", "restart": 1, "nodes": ["n1", "n3"], "checkpoints": 2},
 ]
+BAD_STEPS = [
+    {"step": 6, "fault": "the loss is inf", "action": "roll_back", "samples": ["c"]},
+    {"step": 8, "fault": "the loss is nan", "action": "skip", "samples": ["a<1", "b"]},
+]
 FINISHED = {"restart": 1, "end": 0, "reason": "finished", "progress": True, "bad_nodes": []}
 
 
@@ -37,6 +41,8 @@ def write_run(folder, steps=10, max_steps=20, attempts=ATTEMPTS, finished=False)
         for step in range(steps)
     ]
     (log / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps(row) + "\n" for row in BAD_STEPS if row["step"] < steps]
+    (log / "bad_steps.jsonl").write_text("".join(lines))
     end = {"time": BEGUN + 200, "job": "7", **FINISHED}
     lines = [*attempts, end] if finished else attempts
     if lines:

@@ -119,13 +119,13 @@ def test_every_kind_of_field_can_be_overridden(nemo, tmp_path):
         f"nvila(size='nano', dir='{tmp_path}')",
         [
             "resume.init_from=/a/run",
-            "trainer.callbacks[2].minutes=0.5",
+            "trainer.callbacks[3].minutes=0.5",
             "log.ckpt.save_top_k=2",
             "data.packing_buffer_size=7",
         ],
     )
     assert recipe.resume.init_from == "/a/run"
-    assert recipe.trainer.callbacks[2].minutes == 0.5
+    assert recipe.trainer.callbacks[3].minutes == 0.5
     assert recipe.log.ckpt.save_top_k == 2
     assert recipe.data.packing_buffer_size == 7
 

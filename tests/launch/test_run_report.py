@@ -37,6 +37,9 @@ def test_curves_and_restarts(folder):
     assert float(marks[0][0]) == loss[5][0]
     assert "job 7, attempt 0: a rank was killed; bad nodes: n2" in marks[0][1]
     assert "<td>&lt;pairs&gt;</td><td>no image</td><td>3</td>" in page
+    assert "<td>8</td><td>the loss is nan</td><td>skipped</td><td>a&lt;1, b</td>" in page
+    assert "<td>6</td><td>the loss is inf</td><td>gone back</td><td>c</td>" in page
+    assert "<td>skipped steps</td><td class='number'>1</td>" in page
     assert "finished" in page
     assert not re.search(r"https?://", page)
 

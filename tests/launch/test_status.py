@@ -31,6 +31,7 @@ def test_figures_of_a_run(tmp_path):
     assert run.samples_per_second == 16.0
     assert run.seconds_left == 20.0
     assert [line["reason"] for line in run.restarts] == ["a rank was killed"]
+    assert run.skipped_steps == [8]
 
 
 def test_what_slurm_says_of_its_job(tmp_path, squeue):
@@ -62,7 +63,7 @@ def test_the_command_prints_runs_and_their_restarts(tmp_path, squeue, capsys):
     (tmp_path / "runs" / "other").mkdir()
     assert main(["status", str(tmp_path / "runs")]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split()[:4] + head.split()[-1:] == ["run", "state", "step", "loss", "restarts"]
+    assert head.split()[:4] + head.split()[-1:] == ["run", "state", "step", "loss", "skipped"]
     assert [line.split() for line in lines[:2]] == [
         ["sft", "running", "(job", "7)", "10/20", "0.4000", "2", "16", "0:20", "1"],
         ["align", "finished", "20/20", "0.2000", "2", "16", "-", "0"],

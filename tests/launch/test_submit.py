@@ -6,6 +6,7 @@ A script that differs is shown; `UPDATE_SCRIPTS=1` writes the new ones.
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import launch.job_script
+from launch.code_version import PROJECT_ROOT
 from launch.site import read_site
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -115,6 +117,24 @@ def test_each_stage_is_a_job_with_its_own_settings_and_starts_from_the_one_befor
     assert done["finished"] == []
 
 
+@pytest.mark.usefixtures("files_are_there")
+def test_the_last_example_of_the_readme(submit, capsys, monkeypatch):
+    from launch.__main__ import build_parser
+    from launch.factory import build_stages
+
+    monkeypatch.setattr("launch.submit.check_data_files", lambda recipe: None)
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^python -m launch (train --site.*)$", text, re.MULTILINE)
+    options = build_parser().parse_args(shlex.split(command))
+    recipes = build_stages(options.factory, options.stages, options.overrides)
+    done = submit(recipes, read_site(options.site), allow_dirty=True, dryrun=True)
+    script = normalised(capsys.readouterr().out, done["code"])
+    path = SCRIPTS / "heron_15b.sh"
+    if os.environ.get("UPDATE_SCRIPTS"):
+        path.write_text(script, encoding="utf-8")
+    assert script == path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("factory", "stages", "message"),
     [
@@ -170,7 +190,7 @@ def test_missing_files_are_refused_before_anything_is_submitted(submit, recipe, 
 
 
 def test_a_checkout_that_is_reached_by_a_link(nemo, tmp_path, monkeypatch):
-    from launch.code_version import PROJECT_ROOT, CodeVersion
+    from launch.code_version import CodeVersion
     from launch.executors import slurm_executor
     from launch.site import Site
 

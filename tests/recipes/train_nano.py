@@ -6,15 +6,19 @@ JSON is a list of runs, done one after the other in the same processes:
 {"dir", "name", "init_from", "train_paths", "weights", "image_folder", "steps", "save_every",
 "kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
 "stage", "family", "peft_scheme", "peft": {...}, "working_directory", "trainer": {...},
-"batch_notes", "fault": {"kind": "SIGTERM" or "hang", "step"}, "hang_minutes"}; the family
-is nvila (stage sft) or mllama. A run without train_paths reads shards, data.path. Each rank appends
-to the file batch_notes + its number what every micro-batch held. The last rank has the fault.
+"batch_notes", "fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...}};
+the family is nvila (stage sft) or mllama. A run without train_paths reads shards, data.path. Each
+rank appends to the file batch_notes + its number what every micro-batch held. The last rank has the
+fault: "SIGTERM", "hang" or "full_disk" after a step, or "loss" or "gradient" times the factor in
+some steps.
 """
 
 import contextlib
 import gc
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,8 +39,11 @@ from nemo.utils.app_state import AppState
 import recipes.mllama
 import recipes.nvila
 from datamodules.energon_stream import EvaluationBatches, TrainingBatches
+from recipes.bad_steps import BadSteps
 from recipes.hang_watchdog import HangWatchdog
 
+SPARE_BYTES = 500_000
+"""Of a full disk: for logs, but not for a checkpoint."""
 GRADIENT_HOOK = "DistributedDataParallel._make_backward_post_hook.<locals>.hook"
 
 
@@ -52,16 +59,47 @@ class KillAt(pl.Callback, io.IOMixin):
 
 
 class FaultOfOneRank(pl.Callback, io.IOMixin):
-    """Sends the last rank and its processes a signal, or lets it hang, after a step."""
+    """Signals the last rank and its processes, lets it hang, fills the disk or spoils numbers."""
 
-    def __init__(self, kind: str, step: int) -> None:
-        self.kind, self.step = kind, step
+    def __init__(self, kind: str, step: int, factor: float = math.nan, steps: int = 1) -> None:
+        self.kind, self.step, self.factor, self.steps = kind, step, factor, steps
+        self.undo = None
+
+    def on_train_batch_start(self, trainer, module, *arguments) -> None:
+        if self.kind in ("loss", "gradient") and self._is_here(trainer):
+            self.undo = getattr(self, f"multiply_{self.kind}")(module)
+
+    def multiply_loss(self, module):
+        forward_step = module.forward_step
+
+        def multiplied(batch):
+            losses, mask = forward_step(batch)
+            return losses * self.factor, mask
+
+        module.forward_step = multiplied
+        return lambda: delattr(module, "forward_step")
+
+    def multiply_gradient(self, module):
+        parameter = next(one for one in module.parameters() if one.requires_grad)
+        return parameter.register_hook(lambda gradient: gradient * self.factor).remove
+
+    def _is_here(self, trainer):
+        is_last = trainer.global_rank == trainer.world_size - 1
+        return is_last and 0 <= trainer.global_step - self.step < self.steps
 
     def on_train_batch_end(self, trainer, *arguments) -> None:
-        if trainer.global_step != self.step or trainer.global_rank != trainer.world_size - 1:
+        if self.undo is not None:
+            self.undo()
+            self.undo = None
+        if self.kind in ("loss", "gradient") or not self._is_here(trainer):
             return
         if self.kind == "hang":
             wait_for_ever()
+        if self.kind == "full_disk":
+            folder = Path(AppState().log_dir)
+            free = shutil.disk_usage(folder).free
+            (folder / "filler").write_bytes(bytes(free - SPARE_BYTES))
+            return
         # As a scheduler does, from outside: readers of data and writers of checkpoints get it too.
         processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
         numbers = [str(process.pid) for process in processes]
@@ -134,6 +172,9 @@ def build(options):
     for callback in recipe.trainer.callbacks:
         if callback.__fn_or_cls__ is HangWatchdog and "hang_minutes" in options:
             callback.minutes = options["hang_minutes"]
+        if callback.__fn_or_cls__ is BadSteps:
+            for name, value in options.get("bad_steps", {}).items():
+                setattr(callback, name, value)
     return recipe
 
 
@@ -165,7 +206,9 @@ def forget_the_run():
                 cell.cell_contents = None
     parallel_state.destroy_model_parallel()
     torch.distributed.destroy_process_group()
-    if "MASTER_PORT" in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        os.environ.pop("MASTER_PORT", None)  # Lightning has chosen it, and finds another
+    else:
         # The keys of the last group are still in torchrun's store: meet in a store of our own.
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"

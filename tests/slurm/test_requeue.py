@@ -4,19 +4,23 @@ A rank gets the number of the attempt in `attempt` and writes a checkpoint with 
 """
 
 import json
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from launch.job_script import requeue_lines
+from tests.small_disk import fill, mounted
 
+ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
 SCRIPT = """\
 #!/bin/bash
 {lines}
 srun --output {folder}/ranks_%j_${{SLURM_RESTART_COUNT:-0}}.out --label --kill-on-bad-exit=0 \
-    --wait={wait} bash {folder}/rank.sh
+    --wait={wait} {command}
 status=$?
 exit $status
 """
@@ -65,6 +69,11 @@ sleep 60
     ),
     "time_limit": (STOPS_WHEN_ASKED, {}),
     "asked_to_stop": (STOPS_WHEN_ASKED, {}),
+    "goes_back": ("[ $attempt = 0 ] && exit 76", {}),
+    "full_disk": (
+        "[ $attempt = 0 ] && { echo 'OSError: [Errno 28] No space left on device'; exit 1; }",
+        {"retries": 0},
+    ),
     "cancelled": (STOPS_WHEN_ASKED, {}),
     "hangs_with_stacks": (HANGS + "echo 'Timeout (0:30:00)!'; exit 1", {}),
     "hangs_without_stacks": (HANGS + "sleep 60", {}),
@@ -87,10 +96,16 @@ class Job:
     def __init__(self, cluster, folder):
         self.cluster, self.folder = cluster, folder
 
-    def submit(self, rank, retries=3):
-        lines = requeue_lines(str(self.folder / "run"), retries)
+    def submit(self, rank, retries=3, doctor=(), setup="", command="bash {folder}/rank.sh", wait=2):
+        lines = requeue_lines(
+            str(self.folder / "run"), retries, disk_wait_seconds=DISK_WAIT_SECONDS, doctor=doctor
+        )
         script = self.folder / "job.sh"
-        script.write_text(SCRIPT.format(lines=lines, folder=self.folder, wait=2))
+        command = command.format(folder=self.folder)
+        lines = f"{setup}\n{lines}"
+        script.write_text(
+            SCRIPT.format(lines=lines, folder=self.folder, wait=wait, command=command)
+        )
         rank = rank.replace("{folder}", str(self.folder))
         (self.folder / "rank.sh").write_text(RANK.format(folder=self.folder, rank=rank))
         self.number = self.cluster.call(
@@ -133,6 +148,7 @@ class Job:
 
 
 FINISHED = (0, "finished", False, [])
+DISK_WAIT_SECONDS = 4
 
 
 def test_a_job_without_faults_runs_once(jobs):
@@ -155,6 +171,20 @@ def test_a_job_whose_ranks_were_asked_to_stop_goes_on(jobs, cluster):
     cluster.call("scancel", "--signal=TERM", job.number)
     assert job.end() == "COMPLETED", job.log()
     assert job.ends() == [(75, "asked to stop", True, []), FINISHED]
+
+
+def test_a_job_goes_on_when_it_goes_back_to_a_checkpoint(jobs):
+    job = jobs["goes_back"]
+    assert job.end() == "COMPLETED", job.log()
+    assert job.ends() == [(76, "a bad step, gone back", False, []), FINISHED]
+
+
+def test_a_full_disk_is_waited_for_and_uses_no_retry_up(jobs):
+    job = jobs["full_disk"]
+    assert job.end() == "COMPLETED", job.log()
+    assert job.ends() == [(1, "the disk is full", False, []), FINISHED]
+    (_, ended, begun, _) = job.attempts()
+    assert begun["time"] - ended["time"] >= DISK_WAIT_SECONDS
 
 
 def test_a_cancelled_job_stays_cancelled(jobs, cluster):
@@ -210,6 +240,60 @@ def test_half_a_checkpoint_is_no_progress(jobs):
     job = jobs["half_a_checkpoint"]
     assert job.end() == "FAILED"
     assert job.ends() == [(3, "status 3", False, [])]
+
+
+def test_ranks_are_not_started_without_space_for_a_checkpoint(cluster, tmp_path):
+    job = Job(cluster, tmp_path)
+    with mounted(tmp_path / "run", 16 * 2**20) as run:
+        whole = run / "checkpoints" / "whole" / "weights"
+        cut_off = run / "checkpoints" / "cut"
+        for folder in (whole, cut_off):
+            folder.mkdir(parents=True)
+        (whole / "metadata.json").touch()
+        (whole / "data").write_bytes(bytes(6 * 2**20))
+        (run / "checkpoints" / "cut-unfinished").touch()
+        filler = fill(run, 7 * 2**19)
+        job.submit("true")
+        words = "error: 3 MiB are free in"
+        cluster.wait_until(
+            lambda: (tmp_path / "job.out").is_file() and job.log().count(words) >= 2, job.log, 120
+        )
+        assert "a checkpoint has 6 MiB" in job.log()
+        # Half a checkpoint of 4 MB will make room, together with what is free.
+        filler.unlink()
+        (cut_off / "data").write_bytes(bytes(4 * 2**20))
+        fill(run, 7 * 2**19)
+        assert job.end() == "COMPLETED", job.log()
+        assert job.ends() == [FINISHED]
+
+
+def test_a_node_that_is_not_fit_is_left_out_before_the_ranks_start(cluster, tmp_path):
+    job = Job(cluster, tmp_path)
+    # The second rank of the first attempt may open few files; names of nodes are known to nobody.
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    first_attempt = "[ $SLURM_PROCID$SLURM_RESTART_COUNT = 1 ]"
+    python.write_text(
+        f'#!/bin/bash\n{first_attempt} && ulimit -n 512\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    job.submit(
+        "",
+        doctor=["--gpus", "0", "--dir", str(tmp_path / "run")],
+        setup=f"cd {ROOT}; export MASTER_ADDR=127.0.0.1 PATH={python.parent}:$PATH",
+        command="python --version",
+        wait=60,
+    )
+    assert job.end() == "COMPLETED", job.log()
+    bad = job.nodes()[0][1]
+    assert job.ends() == [(1, "the doctor found a fault", False, [bad]), FINISHED], job.log()
+    assert bad not in job.nodes()[1]
+    assert "1: open files" in job.log()
+    assert "ulimit -n 4096" in job.log()
+    seen = (tmp_path / "run" / "log" / f"doctor_{job.number}.txt").read_text()
+    assert "all-reduce of 2 ranks on 1 nodes (gloo)" in seen  # by the name of the machine
+    ranks = tmp_path.glob(f"ranks_{job.number}_*.out")
+    assert sorted(path.name[-5:] for path in ranks) == ["1.out"]
 
 
 def test_a_lost_node_is_left_out_of_the_attempts_after_it(jobs, cluster, tmp_path):

@@ -37,7 +37,7 @@ exclusive = false
 OVERRIDES = [
     f"trainer.max_steps={STEPS}",
     "log.ckpt.every_n_train_steps=4",
-    "trainer.callbacks[2].minutes=0.4",
+    "trainer.callbacks[3].minutes=0.4",
 ]
 
 

@@ -38,7 +38,7 @@ export FI_EFA_USE_HUGE_PAGE=0
 export NCCL_SOCKET_IFNAME='^docker,lo,veth'
 export NCCL_DEBUG=INFO
 { set +vx; } 2>/dev/null
-run_folder=/fsx/me/sft retries=3 site_exclude=''
+run_folder=/fsx/me/sft retries=3 site_exclude='' disk_wait_seconds=600 doctor=(--gpus 8 --dir /fsx/me/sft)
 (launch/requeue.sh)
 
 

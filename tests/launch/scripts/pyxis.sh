@@ -37,7 +37,7 @@ echo 'code: nemo-vlm-recipes COMMIT'
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 { set +vx; } 2>/dev/null
-run_folder=/lustre/me/sft retries=3 site_exclude=''
+run_folder=/lustre/me/sft retries=3 site_exclude='' disk_wait_seconds=600 doctor=(--gpus 8 --dir /lustre/me/sft)
 (launch/requeue.sh)
 
 

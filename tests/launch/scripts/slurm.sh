@@ -38,7 +38,7 @@ export NCCL_DEBUG=WARN
 export PATH=PYTHON_FOLDER":$PATH"
 module load cuda/12.8
 { set +vx; } 2>/dev/null
-run_folder=/shared/me/sft retries=3 site_exclude=''
+run_folder=/shared/me/sft retries=3 site_exclude='' disk_wait_seconds=600 doctor=()
 (launch/requeue.sh)
 
 

@@ -1,0 +1,55 @@
+"""What a site says about runs is in their recipes."""
+
+import pytest
+
+from launch.site import BadStepRules, Site
+
+pytestmark = pytest.mark.usefixtures("nemo")
+
+
+@pytest.fixture
+def recipe(nemo, tmp_path):
+    from recipes.nvila import finetune_recipe
+
+    return finetune_recipe(dir=str(tmp_path), stage="sft", size="nano", init_from="x")
+
+
+def rules_of(recipe):
+    import fiddle as fdl
+
+    from recipes.bad_steps import BadSteps
+
+    (rules,) = [fdl.build(one) for one in recipe.trainer.callbacks if one.__fn_or_cls__ is BadSteps]
+    return rules
+
+
+def test_what_the_site_does_not_say_stays(recipe):
+    from launch.site_rules import apply_site
+
+    apply_site(recipe, Site(scheduler="local"))
+    assert (rules_of(recipe).action, rules_of(recipe).spike_factor) == ("skip", None)
+    said = BadStepRules(action="roll_back", spike_factor=3.0)
+    apply_site(recipe, Site(scheduler="local", bad_steps=said))
+    rules = rules_of(recipe)
+    assert (rules.action, rules.spike_factor, rules.window_steps) == ("roll_back", 3.0, 64)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            {"action": "wait"},
+            r"bad_steps.action: 'wait' is unknown; allowed are skip, roll_back\.$",
+        ),
+        ({"spike_factor": 0.5}, r"bad_steps.spike_factor: 0.5 is not more than 1\.$"),
+    ],
+)
+def test_what_cannot_be_is_refused(said, message, recipe):
+    from launch.site_rules import apply_site
+
+    site = Site(scheduler="local", bad_steps=BadStepRules(**said))
+    with pytest.raises(ValueError, match=message):
+        apply_site(recipe, site)
+    recipe.trainer.callbacks.clear()
+    with pytest.raises(ValueError, match="bad_steps: .* the recipe has no callback BadSteps"):
+        apply_site(recipe, site)

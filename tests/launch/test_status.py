@@ -65,8 +65,8 @@ def test_the_command_prints_runs_and_their_restarts(tmp_path, squeue, capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:4] + head.split()[-1:] == ["run", "state", "step", "loss", "skipped"]
     assert [line.split() for line in lines[:2]] == [
-        ["sft", "running", "(job", "7)", "10/20", "0.4000", "2", "16", "0:20", "1"],
-        ["align", "finished", "20/20", "0.2000", "2", "16", "-", "0"],
+        ["sft", "running", "(job", "7)", "10/20", "0.4000", "2", "16", "0:20", "1", "1"],
+        ["align", "finished", "20/20", "0.2000", "2", "16", "-", "0", "1"],
     ]
     assert lines[2:-1] == [
         "sft: 2026-11-18 11:07:02 UTC, job 7, attempt 0: a rank was killed; bad nodes: n2"

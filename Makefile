@@ -41,7 +41,7 @@ lock: .venv/.complete
 	@cd requirements && for set in "bootstrap bootstrap.in" "lock runtime.in" "lock-develop develop.in runtime.in"; do \
 		set -- $$set; out=$$1; shift; \
 		../.bootstrap/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-			--no-header --quiet --output-file $$out.txt $$@ || exit 1; \
+			--no-header --quiet --override overrides.in --output-file $$out.txt $$@ || exit 1; \
 	done
 
 clean:

@@ -193,7 +193,7 @@ def _run_tasks(commands: tuple[tuple[str, ...], ...]) -> bool:
     import nemo_run as run
     from torchx.specs import AppState
 
-    from launch.executors import local_executor
+    from launch.executors.local import local_executor
 
     executor = local_executor(1)
     with run.Experiment("prepare", executor=executor) as experiment:

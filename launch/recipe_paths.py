@@ -32,7 +32,7 @@ def settle_paths(recipe: fdl.Buildable, site: Site, folder: Path) -> None:
         ValueError: a relative path for a machine that has no such folder, or one that is not
             mounted in the container.
     """
-    mounts = None if site.container is None else [inside for _, inside in site.container.folders]
+    seen = site.folders
 
     def settle(name: str, path: str) -> str:
         if not path or "://" in path:
@@ -43,10 +43,10 @@ def settle_paths(recipe: fdl.Buildable, site: Site, folder: Path) -> None:
                 "such folder; give an absolute path."
             )
         absolute = PurePosixPath(folder / path)
-        if mounts is not None and not any(absolute.is_relative_to(mount) for mount in mounts):
+        if seen is not None and not any(absolute.is_relative_to(one) for one in seen):
             raise ValueError(
-                f"{name}: {absolute} is not in the site's container, whose mounts are "
-                f"{', '.join(mounts) or 'none'}; add one."
+                f"{name}: {absolute} is not in the site's container, which has the folders "
+                f"{', '.join(seen) or 'none'} from outside; add one."
             )
         return str(absolute)
 

@@ -1,6 +1,7 @@
 # Put into each job's script by launch/job_script.py, after the lines that set run_folder, retries,
-# site_exclude, disk_wait_seconds and doctor. NeMo-Run's template then calls srun for the ranks, which is this function: it
-# starts the job once more when there is more to do, and leaves out nodes that have failed.
+# site_exclude, disk_wait_seconds and doctor. NeMo-Run's template then calls srun for the ranks,
+# which is this function: it starts the job once more when there is more to do, and leaves out nodes
+# that have failed.
 
 attempts=$run_folder/log/attempts.jsonl
 printed=$run_folder/log/srun_messages.txt
@@ -15,11 +16,23 @@ note() {  # one line of JSON; arguments: "key":value ...
         >>"$attempts"
 }
 
-checkpoints() {  # a number that changes with the set of whole checkpoints
+whole_checkpoints() {  # their folders
     local folder
     for folder in "$run_folder"/checkpoints/*/; do
-        [ -e "${folder}weights/metadata.json" ] && [ ! -e "${folder%/}-unfinished" ] && echo "$folder"
-    done | cksum | cut -d ' ' -f 1
+        folder=${folder%/}
+        [ -e "$folder/weights/metadata.json" ] && [ ! -e "$folder-unfinished" ] && echo "$folder"
+    done
+}
+
+cut_off_checkpoints() {  # their folders
+    local mark
+    for mark in "$run_folder"/checkpoints/*-unfinished; do
+        [ -d "${mark%-unfinished}" ] && echo "${mark%-unfinished}"
+    done
+}
+
+checkpoints() {  # a number that changes with the set of whole checkpoints
+    whole_checkpoints | cksum | cut -d ' ' -f 1
 }
 
 start_of_attempt() {  # the line of the last one that began
@@ -33,16 +46,13 @@ progress() {  # whether there is a checkpoint that was not there when the attemp
 # The newest checkpoint and a tenth of it must fit; those that were cut off will be removed.
 lacks_space() {  # says how much there is
     local newest size free cut_off
-    newest=$(for folder in "$run_folder"/checkpoints/*/; do
-        [ -e "${folder}weights/metadata.json" ] && [ ! -e "${folder%/}-unfinished" ] &&
-            [ ! -L "${folder%/}" ] && echo "$folder"
+    newest=$(whole_checkpoints | while read -r folder; do
+        [ -L "$folder" ] || echo "$folder"
     done | xargs -r -d '\n' ls -td | head -n 1)
     [ -n "$newest" ] || return 1
     size=$(du -sk "$newest" | cut -f 1)
     free=$(df -Pk "$run_folder" | awk 'NR == 2 {print $4}')
-    cut_off=$(for folder in "$run_folder"/checkpoints/*-unfinished; do
-        [ -d "${folder%-unfinished}" ] && echo "${folder%-unfinished}"
-    done | xargs -r -d '\n' du -ck | awk 'END {print $1 + 0}')
+    cut_off=$(cut_off_checkpoints | xargs -r -d '\n' du -ck | awk 'END {print $1 + 0}')
     [ $((free + cut_off)) -lt $((size * 11 / 10)) ] || return 1
     echo "error: $((free / 1024)) MiB are free in $run_folder, a checkpoint has $((size / 1024)) MiB."
 }
@@ -207,13 +217,14 @@ run_ranks() {  # arguments of srun
 }
 
 see_the_doctor() {  # arguments of srun; as these ranks, but another program
-    local arguments=("$@") i
-    for ((i = 0; i < $#; i++)); do
-        [ "${arguments[i]}" = --output ] && arguments[i + 1]=$run_folder/log/doctor_%j.txt
-        [ "${arguments[i]}" = python ] && break
+    local arguments=()
+    while [ $# -gt 0 ] && [ "$1" != python ]; do
+        arguments+=("$1")
+        [ "$1" = --output ] && shift && arguments+=("$run_folder/log/doctor_%j.txt")
+        shift
     done
     rm -f "$run_folder/log/doctor_$SLURM_JOB_ID.txt"
-    run_ranks "${arguments[@]:0:i}" python -m launch doctor "${doctor[@]}"
+    run_ranks "${arguments[@]}" python -m launch doctor "${doctor[@]}"
 }
 
 # Status 3 is a node that is not fit; where all are not, it is not the nodes.
@@ -230,11 +241,14 @@ end_attempt_at_the_doctor() {
     go_on_unless_given_up
 }
 
+output_of() {  # arguments of srun
+    while [ $# -gt 0 ] && [ "$1" != --output ]; do shift; done
+    echo "${2/\%j/$SLURM_JOB_ID}"
+}
+
 srun() {
-    local log status nodes arguments=("$@") i
-    for ((i = 0; i < $#; i++)); do
-        [ "${arguments[i]}" = --output ] && log=${arguments[i + 1]/\%j/$SLURM_JOB_ID}
-    done
+    local log status nodes
+    log=$(output_of "$@")
     if previous_attempt_ended_without_a_word; then
         end_of_silent_attempt
     fi

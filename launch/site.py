@@ -6,225 +6,107 @@ container, the mounts, the environment. `launch/sites/` has examples to copy.
 
 from __future__ import annotations
 
-import re
 import tomllib
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveInt,
-    ValidationError,
-    model_validator,
+from pydantic import Field, ValidationError, model_validator
+
+from launch.site_tables import (
+    BadStepRules,
+    Container,
+    DgxCloud,
+    Docker,
+    Kubeflow,
+    PublicName,
+    SkyPilot,
+    Slurm,
+    Table,
+    Text,
+    VariableName,
+    time_limit,
 )
 
 SITES_FOLDER = Path(__file__).parent / "sites"
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)(_|$)")
-_TIME = re.compile(r"(?:(\d+)-)?(\d{1,2}):([0-5]\d):([0-5]\d)")
+
+_ALLOWED: dict[str, set[str]] = {
+    "local": {"pass_environment"},
+    "docker": {"container", "docker"},
+    "slurm": {"container", "slurm", "setup", "pass_environment"},
+    "skypilot": {"container", "skypilot", "setup"},
+    "kubeflow": {"container", "kubeflow"},
+    "dgx_cloud": {"container", "dgx_cloud"},
+}
+"""Tables and keys that go with a scheduler, beside those that all know."""
+
+_NEEDED = {
+    "local": (),
+    "docker": ("container",),
+    "slurm": ("slurm",),
+    "skypilot": ("skypilot",),
+    "kubeflow": ("container", "kubeflow"),
+    "dgx_cloud": ("container", "dgx_cloud"),
+}
+_HINTS = {
+    "pass_environment": "; NeMo-Run would write the values down: mount a file and name it in "
+    "HF_TOKEN_PATH or the like",
+}
 
 
-def _variable_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name of an environment variable")
-    return name
-
-
-def _public_name(name: str) -> str:
-    if _SECRET.search(_variable_name(name).upper()):
-        raise ValueError(
-            f"{name} looks like a secret, which a script would show; export it in the shell that "
-            "submits and name it in pass_environment"
-        )
-    return name
-
-
-def _text(value: Any) -> Any:
-    """Turn a number into text; a truth value has no one spelling in an environment."""
-    if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is no text; write it in quotes as it should arrive")
-    return str(value) if isinstance(value, int | float) else value
-
-
-def _slurm_time(text: str) -> str:
-    if not _TIME.fullmatch(text):
-        raise ValueError(f"{text!r} is no time; write hours:minutes:seconds or days-hours:...")
-    return text
-
-
-def time_limit(hours: float) -> str:
-    """Spell a time as Slurm reads it: days-hours:minutes:seconds.
-
-    Raises:
-        ValueError: less than a minute.
-    """
-    seconds = round(hours * 3600)
-    if seconds < 60:
-        raise ValueError(f"hours-per-job: {hours:g} is too short; allowed is a minute or more.")
-    days, seconds = divmod(seconds, 86_400)
-    return f"{days}-{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _mount(text: str) -> str:
-    if not re.fullmatch(r"[^:,]+(:[^:,]+){1,2}", text):
-        raise ValueError(f"{text!r} is no mount; write outside:inside, or outside:inside:ro")
-    return text
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Container(_Table):
-    """The container of every rank.
-
-    Attributes:
-        image: as the site's runtime spells it (enroot: `nvcr.io#nvidia/nemo:25.07`, or a file).
-        mounts: `outside:inside` or `outside:inside:ro`.
-    """
-
-    image: str
-    mounts: tuple[Annotated[str, AfterValidator(_mount)], ...] = ()
-
-    @property
-    def folders(self) -> list[tuple[str, str]]:
-        """What is mounted: (outside, inside)."""
-        return [(mount.split(":")[0], mount.split(":")[1]) for mount in self.mounts]
-
-    def outside(self, path: PurePosixPath) -> PurePosixPath:
-        """Return where a path of the container lies outside; the longest mount decides."""
-        fitting = [pair for pair in self.folders if path.is_relative_to(pair[1])]
-        assert fitting, path
-        outside, inside = max(fitting, key=lambda pair: len(pair[1]))
-        return PurePosixPath(outside) / path.relative_to(inside)
-
-
-class Ssh(_Table):
-    """A login node from which jobs are submitted, when this machine is not one.
-
-    Attributes:
-        host: name or address.
-        user: account there.
-        job_folder: where code, scripts and logs go; absolute, on a file system that all nodes have.
-        port: of its sshd.
-        identity: file of a private key; without it the password is asked for.
-    """
-
-    host: str
-    user: str
-    job_folder: Annotated[str, Field(pattern=r"^/")]
-    port: PositiveInt = 22
-    identity: str | None = None
-
-
-class Slurm(_Table):
-    """What sbatch is told.
-
-    Attributes:
-        account: that pays.
-        partition: of the nodes.
-        qos: quality of service.
-        time: limit of one job, `[days-]hours:minutes:seconds`.
-        exclude: nodes that get no job.
-        constraint: features that the nodes must have.
-        gpus_flag: how the cluster wants GPUs to be asked for; "none" where a node is given whole.
-        exclusive: no other job on the nodes.
-        seconds_to_stop: before its time limit a job is asked to save a checkpoint; it is started
-            once more, as often as it takes.
-        retries: how many attempts in a row may fail without a new checkpoint, after the first.
-        doctor: look at the nodes and the network before each attempt, and leave out nodes that are
-            not fit.
-        additional: other parameters of sbatch, by name.
-        srun_arguments: put behind each srun.
-        ssh: the login node, when this machine is not one.
-    """
-
-    account: str
-    partition: str | None = None
-    qos: str | None = None
-    time: Annotated[str, AfterValidator(_slurm_time)] = "04:00:00"
-    exclude: tuple[str, ...] = ()
-    constraint: str | None = None
-    gpus_flag: Literal["gpus_per_node", "gres", "none"] = "gpus_per_node"
-    exclusive: bool = True
-    seconds_to_stop: PositiveInt = 300
-    retries: Annotated[int, Field(ge=0)] = 3
-    doctor: bool = False
-    additional: dict[str, str | int | bool] = {}
-    srun_arguments: tuple[str, ...] = ()
-    ssh: Ssh | None = None
-
-    @property
-    def seconds(self) -> int:
-        """The time limit of one job."""
-        parts = _TIME.fullmatch(self.time)
-        assert parts is not None
-        days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-    @model_validator(mode="after")
-    def _there_is_time_to_train(self) -> Slurm:
-        if self.seconds_to_stop >= self.seconds:
-            raise ValueError(
-                f"seconds_to_stop: {self.seconds_to_stop} is not less than the time of a job, "
-                f"{self.time}"
-            )
-        return self
-
-
-class BadStepRules(_Table):
-    """What is done with a step whose loss is not a number or spikes; see recipes/bad_steps.py.
-
-    Attributes:
-        action: "skip", or "roll_back" to the last checkpoint first.
-        spike_factor: times the median of the last losses.
-        window_steps: how many losses the median is of.
-        most_in_a_row: bad steps, before the run is given up.
-    """
-
-    action: str | None = None
-    spike_factor: float | None = None
-    window_steps: int | None = None
-    most_in_a_row: int | None = None
-
-
-class Site(_Table):
+class Site(Table):
     """A place where jobs run.
 
     Attributes:
-        scheduler: local (this machine) or slurm.
+        scheduler: local (this machine), docker (a container on it), slurm, skypilot, kubeflow or
+            dgx_cloud.
         gpus_per_node: of a node; 0 where there are none.
-        gpu: their kind, for the memory planner.
+        gpu: their kind, for the memory planner and for SkyPilot.
         environment: variables of every rank; they arrive as they are written.
         pass_environment: variables of the submitting shell, by name: secrets belong here.
         setup: lines of the job's script before its ranks start.
         scratch: fast local folder of each node.
         container: where ranks run in one.
-        slurm: with scheduler "slurm".
+        docker, slurm, skypilot, kubeflow, dgx_cloud: what that scheduler needs to know.
         bad_steps: instead of the recipe's rules.
     """
 
-    scheduler: Literal["local", "slurm"]
+    scheduler: Literal["local", "docker", "slurm", "skypilot", "kubeflow", "dgx_cloud"]
     gpus_per_node: Annotated[int, Field(ge=0)] = 0
     gpu: str | None = None
-    environment: dict[
-        Annotated[str, AfterValidator(_public_name)], Annotated[str, BeforeValidator(_text)]
-    ] = {}
-    pass_environment: tuple[Annotated[str, AfterValidator(_variable_name)], ...] = ()
+    environment: dict[PublicName, Text] = {}
+    pass_environment: tuple[VariableName, ...] = ()
     setup: tuple[str, ...] = ()
     scratch: str | None = None
     container: Container | None = None
+    docker: Docker = Docker()
     slurm: Slurm | None = None
+    skypilot: SkyPilot | None = None
+    kubeflow: Kubeflow | None = None
+    dgx_cloud: DgxCloud | None = None
     bad_steps: BadStepRules | None = None
 
     @property
     def is_remote(self) -> bool:
-        """Whether its jobs are submitted from another machine, whose files are not here."""
-        return self.slurm is not None and self.slurm.ssh is not None
+        """Whether its jobs run where this machine's folders have other names, or none."""
+        over_ssh = self.slurm is not None and self.slurm.ssh is not None
+        return over_ssh or self.scheduler in ("skypilot", "kubeflow", "dgx_cloud")
+
+    @property
+    def sees_our_files(self) -> bool:
+        """Whether the ranks' paths mean here what they mean there."""
+        folders = [] if self.container is None else self.container.folders
+        return not self.is_remote and all(outside == inside for outside, inside in folders)
+
+    @property
+    def folders(self) -> list[str] | None:
+        """The folders that ranks see; None where they see those of their machine."""
+        if self.skypilot is not None:
+            return list(self.skypilot.storage)
+        if self.kubeflow is not None:
+            return [self.kubeflow.folder]
+        if self.dgx_cloud is not None:
+            return list(self.dgx_cloud.claims)
+        return None if self.container is None else [inside for _, inside in self.container.folders]
 
     def with_hours_per_job(self, hours: float) -> Site:
         """Return this site with another time limit of its jobs.
@@ -242,12 +124,23 @@ class Site(_Table):
 
     @model_validator(mode="after")
     def _tables_fit_the_scheduler(self) -> Site:
-        if self.scheduler == "slurm" and self.slurm is None:
-            raise ValueError("scheduler slurm needs a table [slurm] with an account")
-        if self.scheduler == "local":
-            for name in ("slurm", "container", "setup"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} does not go with scheduler local")
+        for name in _NEEDED[self.scheduler]:
+            if getattr(self, name) is None:
+                raise ValueError(f"scheduler {self.scheduler} needs a table [{name}]")
+        for name in sorted(set.union(*_ALLOWED.values()) - _ALLOWED[self.scheduler]):
+            if name in self.model_fields_set:
+                hint = _HINTS.get(name, "")
+                raise ValueError(f"{name} does not go with scheduler {self.scheduler}{hint}")
+        if self.scheduler in ("skypilot", "kubeflow", "dgx_cloud"):
+            if self.container is not None and self.container.mounts:
+                raise ValueError(
+                    f"container.mounts does not go with scheduler {self.scheduler}, whose table "
+                    "says what ranks see"
+                )
+            if not self.gpus_per_node:
+                raise ValueError(f"scheduler {self.scheduler} needs gpus_per_node")
+        if self.scheduler == "skypilot" and self.gpu is None:
+            raise ValueError("scheduler skypilot needs gpu, the kind of GPU to ask for")
         return self
 
 

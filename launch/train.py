@@ -30,7 +30,7 @@ def train(options: Namespace) -> dict[str, Any]:
         recipes = build_stages(options.factory, options.stages, options.overrides)
     for recipe in recipes:
         apply_site(recipe, site)
-    if site.scheduler == "slurm":
+    if site.scheduler != "local":
         from launch.submit import submit
 
         return submit(recipes, site, options.allow_dirty, options.dryrun)
@@ -76,7 +76,7 @@ def run_recipe(recipe: run.Partial, tail_logs: bool = True, site: Site = LOCAL) 
     import nemo_run as run
     from torchx.specs import AppState
 
-    from launch.executors import local_executor
+    from launch.executors.local import local_executor
     from recipes.steps_file import STEPS_FILE, read_steps
 
     check_one_machine(recipe)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 import zlib
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 from nemo.lightning import io
+from nemo.utils import logging
 from nemo.utils.app_state import AppState
 
-from recipes.steps_file import RUN_FILE, STEPS_FILE, read_steps, rewrite_rows
+from recipes.steps_file import CODE_VARIABLE, RUN_FILE, STEPS_FILE, read_steps, rewrite_rows
 
 
 class StepLog(pl.Callback, io.IOMixin):
@@ -34,7 +36,10 @@ class StepLog(pl.Callback, io.IOMixin):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             kept = [row for row in read_steps(self._path) if row["step"] < trainer.global_step]
             rewrite_rows(self._path, kept)
-            described = {"max_steps": trainer.max_steps}
+            described: dict[str, Any] = {"max_steps": trainer.max_steps}
+            if code := os.environ.get(CODE_VARIABLE):
+                described["code"] = code
+                logging.info(f"code: nemo-vlm-recipes {code}")
             (self._path.parents[1] / RUN_FILE).write_text(json.dumps(described) + "\n", "utf-8")
         self._started = time.perf_counter()
 

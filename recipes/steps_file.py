@@ -14,7 +14,10 @@ BAD_STEPS_FILE = "log/bad_steps.jsonl"
 """Steps that were left out or tried again: {"step", "fault", "action", "samples"}."""
 
 RUN_FILE = "log/run.json"
-"""What stays the same in a run: {"max_steps"}."""
+"""What stays the same in a run: {"max_steps"}, and "code" where a job's scheduler knows it."""
+
+CODE_VARIABLE = "NEMO_VLM_CODE"
+"""Variable of a job's ranks: the commit that they run."""
 
 
 def read_steps(path: str | Path) -> list[dict[str, Any]]:

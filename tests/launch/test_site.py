@@ -12,6 +12,20 @@ gpus_per_node = 8
 [slurm]
 account = "vision"
 """
+DOCKER = 'scheduler = "docker"\n[container]\nimage = "x"\n'
+SKYPILOT = 'scheduler = "skypilot"\n[skypilot]\ninfra = "k8s"\n'
+STORAGE = 'storage = { "/data" = "s3://b" }\n'
+MOUNTED = '[container]\nimage = "x"\nmounts = ["/a:/b"]\n'
+DGX_CLOUD = """
+scheduler = "dgx_cloud"
+[dgx_cloud]
+url = "https://x"
+kubernetes_url = "https://x"
+project = "p"
+client_id = "c"
+claims = { "/workspace" = "storage" }
+job_folder = "/jobs"
+"""
 
 
 @pytest.fixture
@@ -26,7 +40,10 @@ def write_site(tmp_path):
 
 def test_the_shipped_sites_are_right_and_cover_what_the_readme_says():
     sites = {name: read_site(name) for name in shipped_sites()}
-    assert set(sites) == {"aws_p5", "h100_node", "local", "pyxis", "slurm"}
+    assert set(sites) == {
+        "aws_p5", "dgx_cloud", "docker", "h100_node", "kubeflow", "local", "pyxis", "skypilot",
+        "slurm",
+    }  # fmt: skip
     assert sites["local"].scheduler == sites["h100_node"].scheduler == "local"
     assert sites["pyxis"].container is not None
     assert sites["slurm"].container is None
@@ -47,8 +64,8 @@ def test_values_arrive_as_text_and_names_keep_their_case(write_site):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('scheduler = "pbs"', "scheduler: Input should be 'local' or 'slurm'"),
-        ('scheduler = "slurm"', r"needs a table \[slurm\] with an account"),
+        ('scheduler = "pbs"', "scheduler: Input should be 'local', 'docker', 'slurm', "),
+        ('scheduler = "slurm"', r"scheduler slurm needs a table \[slurm\]"),
         ('scheduler = "slurm"\n[slurm]\npartition = "a"', "slurm.account is missing"),
         (SLURM + 'acount = "x"', "slurm.acount is not known"),
         (SLURM + 'time = "4h"', "slurm.time: '4h' is no time"),
@@ -59,6 +76,23 @@ def test_values_arrive_as_text_and_names_keep_their_case(write_site):
         (SLURM + '[environment]\nwandb_api_key = "x"', "wandb_api_key looks like a secret"),
         (SLURM + '[environment]\nAWS_SECRET_ACCESS_KEY = "x"', "looks like a secret"),
         ('scheduler = "local"\nsetup = ["module load x"]', "setup does not go with scheduler loc"),
+        (DOCKER + '[slurm]\naccount = "x"', "slurm does not go with scheduler docker"),
+        ('scheduler = "docker"', r"scheduler docker needs a table \[container\]"),
+        (
+            'pass_environment = ["HF_TOKEN"]\n' + DOCKER,
+            "pass_environment does not go with scheduler docker; NeMo-Run would write the values",
+        ),
+        (SKYPILOT + STORAGE, "scheduler skypilot needs gpus_per_node"),
+        ("gpus_per_node = 8\n" + SKYPILOT + STORAGE, "scheduler skypilot needs gpu, the kind of"),
+        (
+            'gpus_per_node = 8\ngpu = "h100"\n' + SKYPILOT + 'storage = { data = "s3://b" }',
+            "skypilot.storage.data: String should match pattern",
+        ),
+        (
+            'gpus_per_node = 8\ngpu = "h100"\n' + SKYPILOT + STORAGE + MOUNTED,
+            "container.mounts does not go with scheduler skypilot",
+        ),
+        (DGX_CLOUD, "dgx_cloud: job_folder: /jobs is in none of the claims' folders"),
         ('scheduler = "local"\ngpus_per_node = -1', "gpus_per_node: Input should be greater"),
         ("scheduler = ", "mine.toml is no TOML"),
         (SLURM + '[slurm.ssh]\nhost = "h"\nuser = "u"\njob_folder = "jobs"', "slurm.ssh.job_fold"),
@@ -73,12 +107,13 @@ def test_what_is_wrong_is_named(text, message, write_site):
 
 
 def test_a_name_that_only_holds_the_word_is_no_secret(write_site):
-    site = read_site(write_site(SLURM + '[environment]\nTOKENIZERS_PARALLELISM = "false"'))
-    assert site.environment == {"TOKENIZERS_PARALLELISM": "false"}
+    variables = {"TOKENIZERS_PARALLELISM": "false", "HF_TOKEN_PATH": "/data/token"}
+    lines = "\n".join(f'{name} = "{value}"' for name, value in variables.items())
+    assert read_site(write_site(f"{SLURM}[environment]\n{lines}")).environment == variables
 
 
 def test_an_unknown_name_and_a_missing_file(tmp_path):
-    with pytest.raises(ValueError, match="site: 'abci' is unknown; allowed are aws_p5, h100_node"):
+    with pytest.raises(ValueError, match="site: 'abci' is unknown; allowed are aws_p5, dgx_cloud"):
         read_site("abci")
     with pytest.raises(ValueError, match="none.toml cannot be read"):
         read_site(str(tmp_path / "none.toml"))

@@ -3,6 +3,7 @@
 A script that differs is shown; `UPDATE_SCRIPTS=1` writes the new ones.
 """
 
+import getpass
 import json
 import os
 import re
@@ -10,12 +11,14 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import launch.job_script
 from launch.code_version import PROJECT_ROOT
 from launch.site import read_site
+from tests.launch.kubernetes import use_kubernetes
 
 SCRIPTS = Path(__file__).parent / "scripts"
 REQUEUE = Path(launch.job_script.__file__).with_name("requeue.sh")
@@ -48,18 +51,36 @@ def files_are_there(monkeypatch):
     monkeypatch.setattr("launch.submit.check_files", lambda recipe: None)
 
 
+@pytest.fixture
+def other_schedulers(monkeypatch, tmp_path):
+    """What they want to find on this machine, for a dry run."""
+    for program in ("kubectl", "rsync"):
+        path = tmp_path / "bin" / program
+        path.parent.mkdir(exist_ok=True)
+        path.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
+    monkeypatch.setenv("RUNAI_CLIENT_SECRET", "hidden")
+    use_kubernetes(monkeypatch, tmp_path, "http://cluster")
+
+
 @pytest.mark.parametrize(
-    ("site", "folder"), [("pyxis", "/lustre/me"), ("aws_p5", "/fsx/me"), ("slurm", "/shared/me")]
+    ("site", "folder"),
+    [
+        ("pyxis", "/lustre/me"),
+        ("aws_p5", "/fsx/me"),
+        ("slurm", "/shared/me"),
+        ("docker", "/data/me"),
+        ("skypilot", "/data/me"),
+        ("kubeflow", "/workspace/me"),
+        ("dgx_cloud", "/workspace/me"),
+    ],
 )
-@pytest.mark.usefixtures("files_are_there")
+@pytest.mark.usefixtures("files_are_there", "other_schedulers")
 def test_the_script_of_a_shipped_site(site, folder, submit, recipe, capsys):
-    done = submit([recipe(folder)], read_site(site), allow_dirty=True, dryrun=True)
+    factory = FACTORY.replace("num_nodes=12", "num_nodes=1") if site == "docker" else FACTORY
+    done = submit([recipe(folder, factory)], read_site(site), allow_dirty=True, dryrun=True)
     assert done["dryrun"]
-    script = normalised(capsys.readouterr().out, done["code"])
-    path = SCRIPTS / f"{site}.sh"
-    if os.environ.get("UPDATE_SCRIPTS"):
-        path.write_text(script, encoding="utf-8")
-    assert script == path.read_text(encoding="utf-8")
+    assert_is_golden(site, capsys.readouterr().out, done["code"])
 
 
 @pytest.mark.usefixtures("files_are_there")
@@ -73,15 +94,32 @@ def test_nodes_on_which_a_run_has_failed_are_left_out(submit, recipe, capsys, tm
     assert f"excluded: n2, n5, which failed ({path})." in printed.err
 
 
+def assert_is_golden(name, script, code):
+    script = normalised(script, code)
+    path = SCRIPTS / f"{name}.sh"
+    if os.environ.get("UPDATE_SCRIPTS"):
+        path.write_text(script, encoding="utf-8")
+    assert script == path.read_text(encoding="utf-8")
+
+
 def normalised(script, code):
     for text, name in (
         (REQUEUE.read_text().rstrip(), "(launch/requeue.sh)"),
+        (f"='{code}'", f"={code}"),  # uncommitted changes are said in words
         (code, "COMMIT"),
         (str(Path(sys.executable).parent), "PYTHON_FOLDER"),
+        (f"/workspace/{getpass.getuser()}/", "/workspace/USER/"),
         (str(Path.home()), "HOME"),
     ):
         script = script.replace(text, name)
-    return re.sub(r"sft_\d+", "sft_NUMBER", script).strip() + "\n"
+    for pattern, name in (
+        (r"name: sft-[0-9a-f]{6}\b", "name: sft-NAME"),
+        (r"sft([_-])\d+", r"sft\1NUMBER"),
+        (r"\bsft-[a-z0-9]{13,15}\b", "sft-NAME"),
+        (r"(--rdzv-id[\s\"',-]+)\d+", r"\1NUMBER"),
+    ):
+        script = re.sub(pattern, name, script)
+    return script.strip() + "\n"
 
 
 @pytest.mark.usefixtures("files_are_there")
@@ -128,11 +166,7 @@ def test_the_last_example_of_the_readme(submit, capsys, monkeypatch):
     options = build_parser().parse_args(shlex.split(command))
     recipes = build_stages(options.factory, options.stages, options.overrides)
     done = submit(recipes, read_site(options.site), allow_dirty=True, dryrun=True)
-    script = normalised(capsys.readouterr().out, done["code"])
-    path = SCRIPTS / "heron_15b.sh"
-    if os.environ.get("UPDATE_SCRIPTS"):
-        path.write_text(script, encoding="utf-8")
-    assert script == path.read_text(encoding="utf-8")
+    assert_is_golden("heron_15b", capsys.readouterr().out, done["code"])
 
 
 @pytest.mark.parametrize(
@@ -191,12 +225,18 @@ def test_missing_files_are_refused_before_anything_is_submitted(submit, recipe, 
 
 def test_a_checkout_that_is_reached_by_a_link(nemo, tmp_path, monkeypatch):
     from launch.code_version import CodeVersion
-    from launch.executors import slurm_executor
+    from launch.executors.job_request import JobRequest
+    from launch.executors.slurm import slurm_executor
     from launch.site import Site
 
     link = tmp_path / "link"
     link.symlink_to(PROJECT_ROOT)
-    monkeypatch.setattr("launch.executors.SITE_DIRECTORY", link / "cpu_backend" / "site")
+    monkeypatch.setattr("launch.executors.ranks.SITE_DIRECTORY", link / "cpu_backend" / "site")
     site = Site(scheduler="slurm", slurm={"account": "a"})
-    lines = slurm_executor(site, 1, 1, CodeVersion("a" * 40, "a" * 40), Path("/r")).setup_lines
+    recipe = SimpleNamespace(
+        trainer=SimpleNamespace(num_nodes=1, devices=1),
+        log=SimpleNamespace(log_dir="/r", name="sft"),
+    )
+    request = JobRequest(recipe, site, CodeVersion("a" * 40, "a" * 40), tmp_path)
+    lines = slurm_executor(request).setup_lines
     assert 'export PYTHONPATH="/nemo_run/code/cpu_backend/site${PYTHONPATH' in lines

@@ -34,6 +34,7 @@ head_node=${nodes_array[0]}
 head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 echo 'code: nemo-vlm-recipes COMMIT'
+export NEMO_VLM_CODE=COMMIT
 export NCCL_DEBUG=WARN
 export TORCH_NCCL_AVOID_RECORD_STREAMS=1
 { set +vx; } 2>/dev/null
@@ -43,7 +44,7 @@ run_folder=/lustre/me/sft retries=3 site_exclude='' disk_wait_seconds=600 doctor
 
 # Command 1
 
-srun --output HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/log-vlm.sft_%j_${SLURM_RESTART_COUNT:-0}.out --container-image nvcr.io#nvidia/nemo:25.07 --container-mounts /lustre:/lustre,HOME/.nemo_run/experiments/sft/sft_NUMBER/sft:/nemo_run --container-workdir /nemo_run/code --container-env NCCL_DEBUG,TORCH_NCCL_AVOID_RECORD_STREAMS,HF_TOKEN,WANDB_API_KEY --wait=60 --kill-on-bad-exit=1 --label --kill-on-bad-exit=0 --wait=30 python -m nemo_run.core.runners.fdl_runner -n sft /nemo_run/configs/sft_fn_or_script
+srun --output HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/log-vlm.sft_%j_${SLURM_RESTART_COUNT:-0}.out --container-image nvcr.io#nvidia/nemo:25.07 --container-mounts /lustre:/lustre,HOME/.nemo_run/experiments/sft/sft_NUMBER/sft:/nemo_run --container-workdir /nemo_run/code --container-env NEMO_VLM_CODE,NCCL_DEBUG,TORCH_NCCL_AVOID_RECORD_STREAMS,HF_TOKEN,WANDB_API_KEY --wait=60 --kill-on-bad-exit=1 --label --kill-on-bad-exit=0 --wait=30 python -m nemo_run.core.runners.fdl_runner -n sft /nemo_run/configs/sft_fn_or_script
 
 exitcode=$?
 

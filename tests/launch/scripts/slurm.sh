@@ -34,6 +34,7 @@ head_node=${nodes_array[0]}
 head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 echo 'code: nemo-vlm-recipes COMMIT'
+export NEMO_VLM_CODE=COMMIT
 export NCCL_DEBUG=WARN
 export PATH=PYTHON_FOLDER":$PATH"
 module load cuda/12.8

@@ -1,0 +1,1 @@
+"""NeMo-Run executors of the sites, one module for each scheduler."""

@@ -112,6 +112,8 @@ class Container(Table):
 class Ssh(Table):
     """A login node from which jobs are submitted, when this machine is not one.
 
+    A job gets the environment of a shell there: secrets of `pass_environment` must be in that one.
+
     Attributes:
         host: name or address.
         user: account there.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,7 +35,7 @@ def slurm_executor(request: JobRequest) -> run.SlurmExecutor:
     reach the ranks, and two jobs on a node cannot meet at a port.
 
     Raises:
-        ValueError: the site's nodes have fewer GPUs.
+        ValueError: the site's nodes have fewer GPUs, or a program is missing here.
     """
     site, code = request.site, request.code
     processes_per_node, folder = request.processes_per_node, run_folder(request.recipe)
@@ -106,6 +107,9 @@ def _programs(site: Site) -> str | None:
 def _tunnel(slurm: Slurm) -> run.LocalTunnel | run.SSHTunnel:
     if slurm.ssh is None:
         return run.LocalTunnel(job_dir="")
+    for program in ("ssh", "rsync"):
+        if shutil.which(program) is None:
+            raise ValueError(f"site: {program} is not installed; a site with [slurm.ssh] needs it.")
     return run.SSHTunnel(
         host=slurm.ssh.host,
         user=slurm.ssh.user,

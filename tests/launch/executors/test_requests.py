@@ -190,7 +190,10 @@ def test_a_train_job_is_created_with_code_and_configuration_in_its_storage(
     submit, monkeypatch, tmp_path
 ):
     if shutil.which("rsync") is None:
-        pytest.skip("needs rsync")
+        reason = "needs rsync (Debian: apt-get install rsync)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     jobs = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/vision/trainjobs"
     pods = "/api/v1/namespaces/vision/pods"
     running = {"kind": "Pod", "metadata": {"name": "mover"}, "status": {"phase": "Running"}}

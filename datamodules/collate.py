@@ -56,7 +56,7 @@ class TextRows:
         Returns:
             tokens int64 [b, s]; position_ids int64 [b, s]; labels int64 [b, s], already shifted
             (labels[t] is the token wanted after position t, -100 for none); loss_mask float32
-            [b, s]; sample_keys list[str].
+            [b, s]; sample_keys list[str]; num_tokens int, without the padding.
         """
         assert samples, "a micro-batch without samples"
         length = self._row_length(max(len(sample.tokens) for sample in samples))
@@ -73,6 +73,7 @@ class TextRows:
             "labels": label_tensor,
             "loss_mask": (label_tensor != IGNORED).to(torch.float32),
             "sample_keys": [sample.key for sample in samples],
+            "num_tokens": sum(len(sample.tokens) for sample in samples),
         }
 
     def pack(self, rows: Sequence[Sequence[Encoded]]) -> tuple[dict[str, Any], list[int]]:
@@ -84,7 +85,8 @@ class TextRows:
             A micro-batch, with t positions in all: tokens int64 [1, t]; position_ids int64 [1, t],
             from 0 in every sequence; labels int64 [1, t]; loss_mask float32 [1, t]; cu_seqlens
             int32 [n + 1], where each of n sequences begins, and t; max_seqlen, the length of the
-            longest; sample_keys list[str]. And which sequence each sample is.
+            longest; sample_keys list[str]; num_tokens int, without the padding. And which sequence
+            each sample is.
         """
         assert all(rows), "a row without samples"
         used = [sum(len(sample.tokens) for sample in row) for row in rows]
@@ -115,6 +117,7 @@ class TextRows:
             "cu_seqlens": torch.from_numpy(cu_seqlens),
             "max_seqlen": int(lengths.max()),
             "sample_keys": [sample.key for row in rows for sample in row],
+            "num_tokens": sum(used),
         }
         return batch, sequences
 

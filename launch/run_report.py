@@ -68,6 +68,10 @@ def _bad_step(row: dict[str, Any]) -> tuple[str, ...]:
     return str(row["step"]), row["fault"], action, ", ".join(row["samples"])
 
 
+def _tokens_per_second(row: dict[str, Any], before: dict[str, Any] | None) -> float | None:
+    return row["tokens"] / row["seconds"] if row.get("tokens") else None
+
+
 def _samples_per_second(row: dict[str, Any], before: dict[str, Any] | None) -> float | None:
     if before is None or not before.get("consumed_samples") or not row.get("consumed_samples"):
         return None
@@ -80,6 +84,7 @@ _CURVES: dict[str, Callable[[dict[str, Any], dict[str, Any] | None], float | Non
     "learning rate": lambda row, before: row["learning_rate"],
     "seconds per step": lambda row, before: row["seconds"],
     "samples per second": _samples_per_second,
+    "tokens per second": _tokens_per_second,
 }
 
 
@@ -107,13 +112,15 @@ def _marks(run: RunState) -> dict[float, str]:
 
 def _figures(run: RunState, now: float) -> dict[str, str]:
     last = run.steps[-1] if run.steps else None
-    speed = run.samples_per_second
+    speed, tokens = run.samples_per_second, run.tokens_per_second
     return {
         "state": run.describe(now),
         "steps": f"{run.steps_done} of {'?' if run.max_steps is None else run.max_steps}",
         "last loss": "-" if last is None else f"{last['loss']:.4f}",
         "samples per second": "-" if speed is None else f"{speed:.4g}",
+        "tokens per second": "-" if tokens is None else f"{tokens:.4g}",
         "left": "-" if run.is_finished else duration(run.seconds_left),
         "restarts": str(len(run.restarts)),
         "skipped steps": str(len(run.skipped_steps)),
+        "code": run.code or "-",
     }

@@ -49,10 +49,19 @@ class RunState:
         return [row["step"] for row in self.bad_steps if row["action"] == "skip"]
 
     @cached_property
+    def _described(self) -> dict[str, Any]:
+        path = self.folder / RUN_FILE
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+
+    @property
     def max_steps(self) -> int | None:
         """How many steps it shall have, once it has begun."""
-        path = self.folder / RUN_FILE
-        return json.loads(path.read_text("utf-8"))["max_steps"] if path.is_file() else None
+        return self._described.get("max_steps")
+
+    @property
+    def code(self) -> str | None:
+        """The commit that its last job got."""
+        return self._described.get("code")
 
     @property
     def steps_done(self) -> int:
@@ -69,6 +78,13 @@ class RunState:
         """The median of the last steps."""
         seconds = [row["seconds"] for row in self.steps[-_RECENT_STEPS:]]
         return statistics.median(seconds) if seconds else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over the last steps, without padding."""
+        rows = [row for row in self.steps[-_RECENT_STEPS:] if row.get("tokens")]
+        seconds = sum(row["seconds"] for row in rows)
+        return sum(row["tokens"] for row in rows) / seconds if seconds else None
 
     @property
     def samples_per_second(self) -> float | None:

@@ -18,12 +18,14 @@ from launch.site_tables import (
     DgxCloud,
     Docker,
     Kubeflow,
+    Mlflow,
     PublicName,
     SkyPilot,
     Slurm,
     Table,
     Text,
     VariableName,
+    Wandb,
     time_limit,
 )
 
@@ -68,6 +70,7 @@ class Site(Table):
         container: where ranks run in one.
         docker, slurm, skypilot, kubeflow, dgx_cloud: what that scheduler needs to know.
         bad_steps: instead of the recipe's rules.
+        wandb, mlflow: where curves go, beside TensorBoard.
     """
 
     scheduler: Literal["local", "docker", "slurm", "skypilot", "kubeflow", "dgx_cloud"]
@@ -84,6 +87,8 @@ class Site(Table):
     kubeflow: Kubeflow | None = None
     dgx_cloud: DgxCloud | None = None
     bad_steps: BadStepRules | None = None
+    wandb: Wandb | None = None
+    mlflow: Mlflow | None = None
 
     @property
     def is_remote(self) -> bool:

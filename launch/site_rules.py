@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
+from launch.requests import run_folder
 from launch.site import Site
 
 if TYPE_CHECKING:
@@ -11,11 +13,16 @@ if TYPE_CHECKING:
 
 
 def apply_site(recipe: run.Partial, site: Site) -> None:
-    """Set what the site says about bad steps, in place.
+    """Set what the site says about bad steps and about where curves go, in place.
 
     Raises:
         ValueError: a value that is not allowed, or the recipe does not look for bad steps.
     """
+    _set_bad_step_rules(recipe, site)
+    _add_loggers(recipe, site)
+
+
+def _set_bad_step_rules(recipe: run.Partial, site: Site) -> None:
     import fiddle as fdl
 
     from recipes.bad_steps import BadSteps
@@ -30,3 +37,30 @@ def apply_site(recipe: run.Partial, site: Site) -> None:
         for name, value in said.items():
             setattr(rule, name, value)
         BadSteps(**fdl.ordered_arguments(rule))
+
+
+def _add_loggers(recipe: run.Partial, site: Site) -> None:
+    """Add loggers that know a run by its folder, wherever it is started from."""
+    import nemo_run as run
+    from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
+
+    folder, name = str(run_folder(recipe).absolute()), recipe.log.name
+    if site.wandb is not None:
+        recipe.log.wandb = run.Config(
+            WandbLogger,
+            project=site.wandb.project,
+            entity=site.wandb.entity,
+            name=name,
+            id=f"{name}-{hashlib.sha256(folder.encode()).hexdigest()[:8]}",
+            resume="allow",
+            save_dir=folder,
+        )
+    if site.mlflow is not None:
+        logger = run.Config(
+            MLFlowLogger,
+            experiment_name=site.mlflow.experiment,
+            run_name=name,
+            tracking_uri=site.mlflow.tracking_uri,
+            tags={"run_folder": folder},
+        )
+        recipe.log.extra_loggers = [*getattr(recipe.log, "extra_loggers", ()), logger]

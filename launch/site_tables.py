@@ -274,6 +274,30 @@ class DgxCloud(Table):
         return self
 
 
+class Wandb(Table):
+    """Weights & Biases, beside TensorBoard. A run that is started once more goes on there.
+
+    Attributes:
+        project: of the runs.
+        entity: user or team.
+    """
+
+    project: str
+    entity: str | None = None
+
+
+class Mlflow(Table):
+    """MLflow, beside TensorBoard. Each start of a run is a run there, tagged with its folder.
+
+    Attributes:
+        tracking_uri: of the server, or `file:/folder`.
+        experiment: of the runs.
+    """
+
+    tracking_uri: str
+    experiment: str
+
+
 class BadStepRules(Table):
     """What is done with a step whose loss is not a number or spikes; see recipes/bad_steps.py.
 

@@ -10,7 +10,18 @@ from typing import Any
 
 from launch.run_state import RunState, find_runs
 
-_COLUMNS = ("run", "state", "step", "loss", "s/step", "samples/s", "left", "restarts", "skipped")
+_COLUMNS = (
+    "run",
+    "state",
+    "step",
+    "loss",
+    "s/step",
+    "samples/s",
+    "tokens/s",
+    "left",
+    "restarts",
+    "skipped",
+)
 
 
 def show_status(options: Namespace) -> dict[str, Any]:
@@ -63,6 +74,7 @@ def _row(run: RunState, now: float) -> dict[str, str]:
         _number(run.steps[-1]["loss"] if run.steps else None, ".4f"),
         _number(run.seconds_per_step, ".3g"),
         _number(run.samples_per_second, ".4g"),
+        _number(run.tokens_per_second, ".4g"),
         "-" if run.is_finished else duration(run.seconds_left),
         str(len(run.restarts)),
         str(len(run.skipped_steps)),
@@ -84,6 +96,7 @@ def _figures(run: RunState, now: float) -> dict[str, Any]:
         "loss": run.steps[-1]["loss"] if run.steps else None,
         "seconds_per_step": run.seconds_per_step,
         "samples_per_second": run.samples_per_second,
+        "tokens_per_second": run.tokens_per_second,
         "seconds_left": run.seconds_left,
         "restarts": run.restarts,
         "skipped_steps": run.skipped_steps,

@@ -42,6 +42,7 @@ class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixi
         self.optim.connect(self)
         self.model_transform = model_transform
         self.step_sample_keys: list[str] = []
+        self.step_tokens = 0
         self.step_is_skipped = False
         self._training_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
         self._validation_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
@@ -56,11 +57,12 @@ class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixi
         return self.module(**arguments)
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
-        """Take a micro-batch; in training, remember which samples it holds."""
+        """Take a micro-batch; in training, remember which samples it holds, and how many tokens."""
         assert self.config.data_step_fn is not None
         batch = self.config.data_step_fn(dataloader_iter)
         if self.training:
             self.step_sample_keys.extend(batch.get("sample_keys") or ())
+            self.step_tokens += batch.get("num_tokens", 0)
         return batch
 
     def forward_step(self, batch: dict[str, Any]) -> Any:

@@ -14,8 +14,9 @@ import torch
 import torch.distributed as dist
 from nemo.lightning import io
 from nemo.utils import logging
-from nemo.utils.app_state import AppState
 
+from recipes.checkpoints import finish_saving
+from recipes.run_folder import run_folder
 from recipes.steps_file import BAD_STEPS_FILE, read_steps, rewrite_rows
 
 ROLLED_BACK_STATUS = 76
@@ -123,6 +124,7 @@ class BadSteps(pl.Callback, io.IOMixin):
         goes_back = self.action == "roll_back" and step not in self._tried
         self._write(trainer, pl_module, fault, "roll_back" if goes_back else "skip")
         if goes_back:
+            finish_saving(trainer)
             raise SystemExit(ROLLED_BACK_STATUS)
         if self._in_a_row > self.most_in_a_row:
             raise RuntimeError(
@@ -199,4 +201,4 @@ def _agree(loss: float, grad_norm: float, device: torch.device) -> tuple[float, 
 
 
 def _log_file(trainer: pl.Trainer) -> Path:
-    return Path(AppState().log_dir or trainer.default_root_dir) / BAD_STEPS_FILE
+    return run_folder(trainer) / BAD_STEPS_FILE

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from nemo import lightning as nl
+from nemo.utils.callbacks.dist_ckpt_io import AsyncFinalizableCheckpointIO
 from torch.distributed.checkpoint.api import CheckpointException
 
 from models.checkpoint_paths import newest_checkpoint
@@ -40,6 +41,13 @@ class StageCheckpoint(nl.ModelCheckpoint):
                 problem = f"{os.strerror(errno.ENOSPC)}: {free:,} bytes are free; a checkpoint had"
                 raise OSError(errno.ENOSPC, f"{problem} {needed:,}", str(filepath)) from error
             raise
+
+
+def finish_saving(trainer: pl.Trainer) -> None:
+    """Wait for the checkpoint that is being written in the background, if there is one."""
+    checkpoint_io = trainer.strategy.checkpoint_io
+    if isinstance(checkpoint_io, AsyncFinalizableCheckpointIO):
+        checkpoint_io.maybe_finalize_save_checkpoint(blocking=True)
 
 
 def _room(folder: Path) -> tuple[int, int]:

@@ -227,7 +227,7 @@ def first_batch(settings):
         found[str(fixed)] = {
             name: [str(value.dtype), list(value.shape)]
             for name, value in batch.items()
-            if name != "sample_keys"
+            if name not in ("sample_keys", "num_tokens")
         }
     return found
 

@@ -92,6 +92,12 @@ def keys_by_row(batch, rows):
         if (batch["labels"][0, start:end] != -100).any():  # not the rest of a row
             found[start // length].append(next(keys))
     assert next(keys, None) is None
+    padding = sum(
+        end - start
+        for start, end in zip(bounds, bounds[1:], strict=False)
+        if not (batch["labels"][0, start:end] != -100).any()
+    )
+    assert batch["num_tokens"] == rows * length - padding
     return found
 
 

@@ -27,7 +27,7 @@ def write_run(folder, steps=10, max_steps=20, attempts=ATTEMPTS, finished=False)
     """Two seconds a step; steps 0 to 4 before the restart, the others after it."""
     log = folder / "log"
     log.mkdir(parents=True)
-    (log / "run.json").write_text(json.dumps({"max_steps": max_steps}))
+    (log / "run.json").write_text(json.dumps({"max_steps": max_steps, "code": "0123abc"}))
     rows = [
         {
             "step": step,
@@ -35,6 +35,7 @@ def write_run(folder, steps=10, max_steps=20, attempts=ATTEMPTS, finished=False)
             "learning_rate": 1e-4,
             "grad_norm": 2.0,
             "consumed_samples": 32.0 * (step + 1) if step else None,
+            "tokens": 4000 + 200 * step,
             "seconds": 2.0,
             "time": BEGUN + 10 + 2 * step + (30 if step >= 5 else 0),
         }

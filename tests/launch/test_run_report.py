@@ -27,19 +27,21 @@ def points_of(page):
 
 def test_curves_and_restarts(folder):
     page = report_page(RunState(folder), BEGUN + 1000)
-    loss, norm, rate, seconds, speed = points_of(page)
-    assert [len(line) for line in (loss, norm, rate, seconds)] == [20] * 4
+    loss, norm, rate, seconds, speed, tokens = points_of(page)
+    assert [len(line) for line in (loss, norm, rate, seconds, tokens)] == [20] * 5
     assert len(speed) == 18  # not the first step, nor the one after it
     assert all(y == speed[0][1] for _, y in speed)
     # The run went on with step 5: the mark is where that step is.
     marks = re.findall(r"<line x1='([\d.]+)'[^>]*><title>([^<]*)</title>", page)
-    assert len(marks) == 5
+    assert len(marks) == 6
     assert float(marks[0][0]) == loss[5][0]
     assert "job 7, attempt 0: a rank was killed; bad nodes: n2" in marks[0][1]
     assert "<td>&lt;pairs&gt;</td><td>no image</td><td>3</td>" in page
     assert "<td>8</td><td>the loss is nan</td><td>skipped</td><td>a&lt;1, b</td>" in page
     assert "<td>6</td><td>the loss is inf</td><td>gone back</td><td>c</td>" in page
     assert "<td>skipped steps</td><td class='number'>1</td>" in page
+    assert "<td>tokens per second</td><td class='number'>2950</td>" in page
+    assert "<td>code</td><td class='number'>0123abc</td>" in page
     assert "finished" in page
     assert not re.search(r"https?://", page)
 

@@ -1,5 +1,7 @@
 """What a site says about runs is in their recipes."""
 
+import re
+
 import pytest
 
 from launch.site import BadStepRules, Site
@@ -53,3 +55,44 @@ def test_what_cannot_be_is_refused(said, message, recipe):
     recipe.trainer.callbacks.clear()
     with pytest.raises(ValueError, match="bad_steps: .* the recipe has no callback BadSteps"):
         apply_site(recipe, site)
+
+
+def test_where_curves_go(recipe, tmp_path):
+    import fiddle as fdl
+
+    from launch.site_rules import apply_site
+
+    site = Site(
+        scheduler="local",
+        wandb={"project": "vision", "entity": "team"},
+        mlflow={"tracking_uri": "http://tracker", "experiment": "vlm"},
+    )
+    apply_site(recipe, site)
+    wandb = fdl.build(recipe.log.wandb)
+    folder = str(tmp_path / "sft")
+    assert (wandb.save_dir, wandb.name) == (folder, "vision")  # Lightning's name is the project
+    assert wandb._wandb_init["resume"] == "allow"
+    assert (wandb._wandb_init["name"], wandb._wandb_init["entity"]) == ("sft", "team")
+    assert re.fullmatch(r"sft-[0-9a-f]{8}", wandb.version)
+    (mlflow,) = recipe.log.extra_loggers
+    assert mlflow.__arguments__ == {
+        "experiment_name": "vlm",
+        "run_name": "sft",
+        "tracking_uri": "http://tracker",
+        "tags": {"run_folder": folder},
+    }
+
+
+def test_a_run_has_the_same_name_at_each_start_and_another_one_has_another(nemo, tmp_path):
+    from launch.site_rules import apply_site
+    from recipes.nvila import finetune_recipe
+
+    site = Site(scheduler="local", wandb={"project": "vision"})
+    ids = []
+    for folder in ("a", "a", "b"):
+        recipe = finetune_recipe(
+            dir=str(tmp_path / folder), stage="sft", size="nano", init_from="x"
+        )
+        apply_site(recipe, site)
+        ids.append(recipe.log.wandb.id)
+    assert ids[0] == ids[1] != ids[2]

@@ -29,6 +29,7 @@ def test_figures_of_a_run(tmp_path):
     assert (run.steps_done, run.max_steps, run.job) == (10, 20, "7")
     assert run.seconds_per_step == 2.0
     assert run.samples_per_second == 16.0
+    assert run.tokens_per_second == 2450.0  # 4000, 4200 .. 5800 in two seconds each
     assert run.seconds_left == 20.0
     assert [line["reason"] for line in run.restarts] == ["a rank was killed"]
     assert run.skipped_steps == [8]
@@ -65,8 +66,8 @@ def test_the_command_prints_runs_and_their_restarts(tmp_path, squeue, capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split()[:4] + head.split()[-1:] == ["run", "state", "step", "loss", "skipped"]
     assert [line.split() for line in lines[:2]] == [
-        ["sft", "running", "(job", "7)", "10/20", "0.4000", "2", "16", "0:20", "1", "1"],
-        ["align", "finished", "20/20", "0.2000", "2", "16", "-", "0", "1"],
+        ["sft", "running", "(job", "7)", "10/20", "0.4000", "2", "16", "2450", "0:20", "1", "1"],
+        ["align", "finished", "20/20", "0.2000", "2", "16", "2950", "-", "0", "1"],
     ]
     assert lines[2:-1] == [
         "sft: 2026-11-18 11:07:02 UTC, job 7, attempt 0: a rank was killed; bad nodes: n2"

@@ -22,7 +22,9 @@ def judge(monkeypatch, nemo):
         module = SimpleNamespace(device="cpu")
         refused = []
         for step, loss in enumerate(losses, first_step):
-            trainer = SimpleNamespace(global_step=step)
+            trainer = SimpleNamespace(
+                global_step=step, strategy=SimpleNamespace(checkpoint_io=None)
+            )
             if rules._refuses(trainer, module, loss, 1.0):
                 refused.append(step)
             assert module.step_is_skipped == (step in refused)

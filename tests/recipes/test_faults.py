@@ -16,6 +16,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 STEPS, FAULT_AT, BATCH = 5, 2, 4
 SPIKE_FACTOR = 3.0
 DISK_BYTES = 64_000_000
+KEEP_BEST = {
+    "monitor": "reduced_train_loss",
+    "mode": "min",
+    "save_top_k": 2,
+    "filename": "{reduced_train_loss}-{step}-{consumed_samples}",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +56,18 @@ def runs(nano_start, run_training, tmp_path_factory):
         "stopped",
         named("whole"),
         *skipping,
-        named("stopped", "SIGTERM"),
+        named("stopped", "SIGTERM", save_every=1, ckpt=KEEP_BEST),
         num_processes=2,
     )
     goes_back = {"save_every": 1, "bad_steps": {"action": "roll_back"}}
     # Telemetry takes all runs of a process to save like its first one, so this one runs alone.
     in_background = {"strategy": {"ckpt_async_save": True}}
     fail("back", named("back", "loss", **goes_back, **in_background), num_processes=2)
+    saved = folder / "back" / "checkpoints"
+    found["back", "checkpoints"] = sorted(path.name for path in saved.iterdir())
     shutil.copytree(folder / "back", folder / "back_twice")
     resumed = [
-        named("stopped"),
+        named("stopped", save_every=1, ckpt=KEEP_BEST),
         named("back", **goes_back),
         named("back_twice", "loss", **goes_back),
     ]
@@ -85,6 +93,16 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint_and_a_status_of_its_ow
     assert f"stopped by a signal after {FAULT_AT} of {STEPS} steps" in log
     assert "exitcode  : 75" in log
     assert "Traceback (most recent call last)" not in log.split("stopped by a signal")[0]
+
+
+def test_the_best_checkpoints_and_the_last_one_are_kept(runs):
+    """Also those from before the run was resumed."""
+    names = [path.name for path in (runs["folder"] / "stopped" / "checkpoints").iterdir()]
+    kept = {int(re.search(r"step=(\d+)", name)[1]) for name in names if "-last" not in name}
+    losses = {row["step"]: row["loss"] for row in runs["stopped"]}
+    assert kept == set(sorted(losses, key=losses.get)[:2])
+    (last,) = [name for name in names if "-last" in name]
+    assert f"step={STEPS - 1}-" in last
 
 
 def test_a_hang_ends_the_run_with_its_stacks(runs):
@@ -144,6 +162,9 @@ def test_a_run_goes_back_once_and_then_leaves_the_step_out(runs):
     assert [row["step"] for row in runs["back", "left"]] == list(range(FAULT_AT))
     rows = read_steps(runs["folder"] / "back" / BAD_STEPS_FILE)
     assert [row["action"] for row in rows] == ["roll_back"]
+    # The checkpoint that was being written when it went back.
+    assert [name for name in runs["back", "checkpoints"] if name.startswith("step=1-")]
+    assert not [name for name in runs["back", "checkpoints"] if "unfinished" in name]
     assert f"step {FAULT_AT} is good now, and was not before" in runs["resumed", "log"]
     rows = read_steps(runs["folder"] / "back_twice" / BAD_STEPS_FILE)
     assert [row["action"] for row in rows] == ["roll_back", "skip"]

@@ -6,7 +6,8 @@ JSON is a list of runs, done one after the other in the same processes:
 {"dir", "name", "init_from", "train_paths", "weights", "image_folder", "steps", "save_every",
 "kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
 "stage", "family", "peft_scheme", "peft": {...}, "working_directory", "trainer": {...},
-"batch_notes", "fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...}};
+"batch_notes", "fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...},
+"ckpt": {...}};
 the family is nvila (stage sft) or mllama. A run without train_paths reads shards, data.path. Each
 rank appends to the file batch_notes + its number what every micro-batch held. The last rank has the
 fault: "SIGTERM", "hang" or "full_disk" after a step, or "loss" or "gradient" times the factor in
@@ -149,6 +150,8 @@ def build(options):
     for name, value in options.get("trainer", {}).items():
         setattr(recipe.trainer, name, value)
     recipe.log.ckpt.every_n_train_steps = options.get("save_every", 1000)
+    for name, value in options.get("ckpt", {}).items():
+        setattr(recipe.log.ckpt, name, value)
     for part in ("language_transformer_config", "vision_transformer_config"):
         for name, value in options.get("transformer", {}).items():
             setattr(getattr(recipe.model.config, part), name, value)

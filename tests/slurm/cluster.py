@@ -55,7 +55,11 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min
 PropagateResourceLimits=NONE
 NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] \
 CPUs=8 RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefaultTime=10 State=UP PriorityTier=1 \
+GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 # On a cluster without accounting: enough for NeMo-Run's `sacct --parsable2 -j NUMBER`.
 SACCT = """\
@@ -168,7 +172,7 @@ class Cluster:
                 os.kill(process_id, signal.SIGKILL)
 
     def states(self) -> list[str]:
-        return self.call("sinfo", "-h", "-N", "-o", "%T", check=False).split()
+        return self.call("sinfo", "-hN", "-p", "main", "-o", "%T", check=False).split()
 
     def call(self, *command: str, check: bool = True) -> str:
         return subprocess.run(

@@ -67,7 +67,7 @@ sleep 60
         "save half; touch {folder}/run/checkpoints/half-unfinished; exit 3",
         {"retries": 0},
     ),
-    "time_limit": (STOPS_WHEN_ASKED, {}),
+    "time_limit": (STOPS_WHEN_ASKED, {"options": ["--time=1", "--signal=B:USR1@30"]}),
     "asked_to_stop": (STOPS_WHEN_ASKED, {}),
     "goes_back": ("[ $attempt = 0 ] && exit 76", {}),
     "full_disk": (
@@ -96,7 +96,16 @@ class Job:
     def __init__(self, cluster, folder):
         self.cluster, self.folder = cluster, folder
 
-    def submit(self, rank, retries=3, doctor=(), setup="", command="bash {folder}/rank.sh", wait=2):
+    def submit(
+        self,
+        rank,
+        retries=3,
+        doctor=(),
+        setup="",
+        command="bash {folder}/rank.sh",
+        wait=2,
+        options=(),
+    ):
         lines = requeue_lines(
             str(self.folder / "run"), retries, disk_wait_seconds=DISK_WAIT_SECONDS, doctor=doctor
         )
@@ -110,7 +119,8 @@ class Job:
         (self.folder / "rank.sh").write_text(RANK.format(folder=self.folder, rank=rank))
         self.number = self.cluster.call(
             "sbatch", "--parsable", "--requeue", "--nodes=2", "--ntasks-per-node=1", "--mem=10",
-            "--time=5", "--open-mode=append", f"--output={self.folder}/job.out", str(script),
+            "--time=5", "--open-mode=append", f"--output={self.folder}/job.out", *options,
+            str(script),
         )  # fmt: skip
 
     @property
@@ -157,10 +167,8 @@ def test_a_job_without_faults_runs_once(jobs):
     assert job.ends() == [(0, "finished", True, [])]
 
 
-def test_ranks_stop_when_the_time_is_nearly_over_and_the_job_goes_on(jobs, cluster):
+def test_ranks_stop_when_the_time_is_nearly_over_and_the_job_goes_on(jobs):
     job = jobs["time_limit"]
-    job.wait_for_ranks()
-    cluster.call("scancel", "--batch", "--signal=USR1", job.number)  # as Slurm does it
     assert job.end() == "COMPLETED", job.log()
     assert job.ends() == [(75, "time limit", True, []), FINISHED]
 
@@ -294,6 +302,27 @@ def test_a_node_that_is_not_fit_is_left_out_before_the_ranks_start(cluster, tmp_
     assert "all-reduce of 2 ranks on 1 nodes (gloo)" in seen  # by the name of the machine
     ranks = tmp_path.glob(f"ranks_{job.number}_*.out")
     assert sorted(path.name[-5:] for path in ranks) == ["1.out"]
+
+
+def test_a_job_that_makes_room_for_an_urgent_one_saves_and_goes_on_after_it(
+    jobs, cluster, tmp_path
+):
+    for job in jobs.values():
+        job.end()
+    job = Job(cluster, tmp_path)
+    job.submit(STOPS_WHEN_ASKED)
+    job.wait_for_ranks()
+    urgent = cluster.call(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--time=5",
+        f"--output={tmp_path}/urgent.out", "--wrap=date +%s; sleep 3; date +%s",
+    )  # fmt: skip
+    assert job.end() == "COMPLETED", job.log()
+    state = cluster.call("squeue", "-h", "-t", "all", "-j", urgent, "-o", "%T")
+    assert state == "COMPLETED"
+    (_, stopped, again, _) = job.attempts()
+    assert (stopped["end"], stopped["progress"], stopped["bad_nodes"]) == (75, True, [])
+    begun, ended = map(int, (tmp_path / "urgent.out").read_text().split())
+    assert stopped["time"] <= begun <= ended <= again["time"]
 
 
 def test_a_lost_node_is_left_out_of_the_attempts_after_it(jobs, cluster, tmp_path):

@@ -22,6 +22,11 @@ setup = ["export MASTER_ADDR=127.0.0.1 PATH={python}:$PATH", "printenv lower_Cas
 lower_Case = 'it is "so" $HOME'
 OMP_NUM_THREADS = 1
 
+WANDB_MODE = "offline"
+
+[wandb]
+project = "vision"
+
 [slurm]
 account = "anyone"
 partition = "main"
@@ -112,6 +117,8 @@ def test_a_training_is_submitted_over_ssh(train, cluster, login_node, tmp_path):
     run = tmp_path / "runs" / "sft"
     assert [row["step"] for row in read_steps(run / STEPS_FILE)] == [0, 1, 2]
     assert json.loads((run / RUN_FILE).read_text()) == {"max_steps": 3, "code": done["code"]}
+    (curves,) = (run / "wandb").glob("offline-run-*/run-sft-*.wandb")
+    assert b"tokens_per_second" in curves.read_bytes()
     assert f"code: nemo-vlm-recipes {done['code']}" in text
     assert 'it is "so" $HOME' in text.splitlines()
     (code,) = logs.rglob("code/launch/site.py")

@@ -173,7 +173,7 @@ def test_a_training_on_two_nodes_survives_all_faults_and_equals_one_without(laun
     state = RunState(job.run_folder)
     assert (state.describe(0), state.max_steps, state.steps_done) == ("finished", STEPS, STEPS)
     assert state.seconds_per_step is not None
-    assert report_page(state, 0).count("a rank was killed; bad nodes: n2") == 6
+    assert report_page(state, 0).count("a rank was killed; bad nodes: n2") == 7
 
     # The same command again has nothing to do.
     assert launch("two_nodes", 2, *site)["finished"] == ["two_nodes"]

@@ -63,4 +63,4 @@ def _add_loggers(recipe: run.Partial, site: Site) -> None:
             tracking_uri=site.mlflow.tracking_uri,
             tags={"run_folder": folder},
         )
-        recipe.log.extra_loggers = [*getattr(recipe.log, "extra_loggers", ()), logger]
+        recipe.log.extra_loggers = [*recipe.log.__arguments__.get("extra_loggers", ()), logger]

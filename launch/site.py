@@ -22,6 +22,7 @@ from launch.site_tables import (
     PublicName,
     SkyPilot,
     Slurm,
+    Stragglers,
     Table,
     Text,
     VariableName,
@@ -70,6 +71,7 @@ class Site(Table):
         container: where ranks run in one.
         docker, slurm, skypilot, kubeflow, dgx_cloud: what that scheduler needs to know.
         bad_steps: instead of the recipe's rules.
+        stragglers: look for slow GPUs.
         wandb, mlflow: where curves go, beside TensorBoard.
     """
 
@@ -87,6 +89,7 @@ class Site(Table):
     kubeflow: Kubeflow | None = None
     dgx_cloud: DgxCloud | None = None
     bad_steps: BadStepRules | None = None
+    stragglers: Stragglers | None = None
     wandb: Wandb | None = None
     mlflow: Mlflow | None = None
 
@@ -144,6 +147,8 @@ class Site(Table):
                 )
             if not self.gpus_per_node:
                 raise ValueError(f"scheduler {self.scheduler} needs gpus_per_node")
+        if self.stragglers is not None and not self.gpus_per_node:
+            raise ValueError("stragglers needs gpus_per_node: it times what GPUs do")
         if self.scheduler == "skypilot" and self.gpu is None:
             raise ValueError("scheduler skypilot needs gpu, the kind of GPU to ask for")
         return self

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 def apply_site(recipe: run.Partial, site: Site) -> None:
-    """Set what the site says about bad steps and about where curves go, in place.
+    """Set what the site says about bad steps, slow GPUs and where curves go, in place.
 
     Raises:
         ValueError: a value that is not allowed, or the recipe does not look for bad steps.
     """
     _set_bad_step_rules(recipe, site)
+    _add_straggler_detection(recipe, site)
     _add_loggers(recipe, site)
 
 
@@ -39,8 +40,32 @@ def _set_bad_step_rules(recipe: run.Partial, site: Site) -> None:
         BadSteps(**fdl.ordered_arguments(rule))
 
 
+def _add_straggler_detection(recipe: run.Partial, site: Site) -> None:
+    if site.stragglers is None:
+        return
+    import nemo_run as run
+    from nvidia_resiliency_ext.ptl_resiliency import StragglerDetectionCallback
+
+    said = site.stragglers
+    recipe.trainer.callbacks.append(
+        run.Config(
+            StragglerDetectionCallback,
+            report_time_interval=60 * said.report_minutes,
+            calc_relative_gpu_perf=True,
+            calc_individual_gpu_perf=True,
+            num_gpu_perf_scores_to_print=5,
+            gpu_relative_perf_threshold=said.threshold,
+            gpu_individual_perf_threshold=said.threshold,
+            stop_if_detected=said.stop,
+            enable_ptl_logging=True,
+        )
+    )
+
+
 def _add_loggers(recipe: run.Partial, site: Site) -> None:
     """Add loggers that know a run by its folder, wherever it is started from."""
+    if site.wandb is None and site.mlflow is None:
+        return
     import nemo_run as run
     from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 

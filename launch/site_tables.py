@@ -274,6 +274,20 @@ class DgxCloud(Table):
         return self
 
 
+class Stragglers(Table):
+    """GPUs that are slower than the others, as NVIDIA's resiliency extension finds them.
+
+    Attributes:
+        report_minutes: between two looks, whose scores are in the log and in TensorBoard.
+        threshold: of a score, 1 being the fastest GPU, or this GPU's own best.
+        stop: end the attempt when one is found.
+    """
+
+    report_minutes: Annotated[float, Field(gt=0)] = 5.0
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    stop: bool = False
+
+
 class Wandb(Table):
     """Weights & Biases, beside TensorBoard. A run that is started once more goes on there.
 

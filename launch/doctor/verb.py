@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launch.doctor.container import check_container
 from launch.doctor.finding import Finding
 from launch.doctor.gpus import check_gpus
 from launch.doctor.machine import check_machine
@@ -18,7 +19,6 @@ from launch.site import LOCAL, Site, read_site
 from launch.status import print_table
 
 _COLUMNS = ("check", "verdict", "found", "advice")
-
 
 NODE_STATUS = 3
 """Exit status of the ranks of a node that is not fit; what all nodes share gives 1."""
@@ -40,6 +40,7 @@ def examine(options: Namespace) -> dict[str, Any]:
     findings = list(of_node)
     if place is None or place.rank == 0:
         findings = check_software(gpus > 0, site.pass_environment) + findings
+        findings += [] if site.container is None else [check_container(site.container.image)]
     if place is not None:
         of_network = check_network(place, gpus > 0)
         findings += of_network if place.rank == 0 else []

@@ -96,3 +96,21 @@ def test_a_run_has_the_same_name_at_each_start_and_another_one_has_another(nemo,
         apply_site(recipe, site)
         ids.append(recipe.log.wandb.id)
     assert ids[0] == ids[1] != ids[2]
+
+
+def test_slow_gpus_are_looked_for(recipe):
+    import fiddle as fdl
+    from nvidia_resiliency_ext.ptl_resiliency import StragglerDetectionCallback
+
+    from launch.site_rules import apply_site
+
+    before = len(recipe.trainer.callbacks)
+    said = {"report_minutes": 2, "threshold": 0.8}
+    apply_site(recipe, Site(scheduler="local", gpus_per_node=8, stragglers=said))
+    assert len(recipe.trainer.callbacks) == before + 1
+    callback = fdl.build(recipe.trainer.callbacks[-1])
+    assert isinstance(callback, StragglerDetectionCallback)
+    assert (callback.report_time_interval, callback.stop_if_detected) == (120.0, False)
+    assert callback.gpu_relative_perf_threshold == callback.gpu_individual_perf_threshold == 0.8
+    with pytest.raises(ValueError, match="stragglers needs gpus_per_node"):
+        Site(scheduler="local", stragglers=said)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from launch.site import Site
-from tests.launch.executors.api_server import ApiServer
+from tests.launch.api_server import ApiServer
 from tests.launch.kubernetes import use_kubernetes
 
 VALUES = {"lower_Case": 'it is "so" $HOME', "NCCL_DEBUG": "WARN"}

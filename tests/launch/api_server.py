@@ -10,8 +10,9 @@ class ApiServer:
     """A with statement; `requests` has (method, path, content) in their order.
 
     Args:
-        answers: by "METHOD path", a pattern of the whole path: (status, content), or a function of
-            the request's content that returns them. What fits none gets 404.
+        answers: by "METHOD path", a pattern of the whole path: (status, content[, headers]), or a
+            function of the request's content that returns them. The path of a HEAD is followed by
+            the authorization, if there is one. What fits none gets 404.
     """
 
     def __init__(self, answers):
@@ -26,15 +27,21 @@ class ApiServer:
                 content = json.loads(content) if content else None
                 path = self.path.partition("?")[0]
                 server.requests.append((self.command, path, content))
-                status, answer = server.find(answers, f"{self.command} {self.path}", content)
+                request = f"{self.command} {self.path}"
+                if self.command == "HEAD" and "Authorization" in self.headers:
+                    request += f" {self.headers['Authorization']}"
+                status, answer, *headers = server.find(answers, request, content)
                 body = b"" if answer is None else json.dumps(answer).encode() + b"\n"
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
+                for name, value in dict(*headers).items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
-            do_GET = do_POST = do_DELETE = answer  # noqa: N815
+            do_GET = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815
 
             def log_message(self, *_):
                 pass

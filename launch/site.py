@@ -6,8 +6,9 @@ container, the mounts, the environment. `launch/sites/` has examples to copy.
 
 from __future__ import annotations
 
+import getpass
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
@@ -17,6 +18,7 @@ from launch.site_tables import (
     Container,
     DgxCloud,
     Docker,
+    Folder,
     Kubeflow,
     Mlflow,
     PublicName,
@@ -67,7 +69,8 @@ class Site(Table):
         environment: variables of every rank; they arrive as they are written.
         pass_environment: variables of the submitting shell, by name: secrets belong here.
         setup: lines of the job's script before its ranks start.
-        scratch: fast local folder of each node.
+        scratch: fast local folder that each node has, for temporary files and compilers' caches:
+            in a shared home the caches of many ranks get into each other's way.
         container: where ranks run in one.
         docker, slurm, skypilot, kubeflow, dgx_cloud: what that scheduler needs to know.
         bad_steps: instead of the recipe's rules.
@@ -81,7 +84,7 @@ class Site(Table):
     environment: dict[PublicName, Text] = {}
     pass_environment: tuple[VariableName, ...] = ()
     setup: tuple[str, ...] = ()
-    scratch: str | None = None
+    scratch: Folder | None = None
     container: Container | None = None
     docker: Docker = Docker()
     slurm: Slurm | None = None
@@ -92,6 +95,19 @@ class Site(Table):
     stragglers: Stragglers | None = None
     wandb: Wandb | None = None
     mlflow: Mlflow | None = None
+
+    @property
+    def rank_environment(self) -> dict[str, str]:
+        """The variables of every rank: those of the file, and what scratch is for."""
+        if self.scratch is None:
+            return dict(self.environment)
+        caches = f"{self.scratch}/cache_{getpass.getuser()}"
+        return {
+            "TMPDIR": self.scratch,
+            "TRITON_CACHE_DIR": f"{caches}/triton",
+            "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor",
+            "HF_MODULES_CACHE": f"{caches}/hf_modules",
+        } | self.environment
 
     @property
     def is_remote(self) -> bool:
@@ -139,18 +155,33 @@ class Site(Table):
             if name in self.model_fields_set:
                 hint = _HINTS.get(name, "")
                 raise ValueError(f"{name} does not go with scheduler {self.scheduler}{hint}")
-        if self.scheduler in ("skypilot", "kubeflow", "dgx_cloud"):
-            if self.container is not None and self.container.mounts:
-                raise ValueError(
-                    f"container.mounts does not go with scheduler {self.scheduler}, whose table "
-                    "says what ranks see"
-                )
-            if not self.gpus_per_node:
-                raise ValueError(f"scheduler {self.scheduler} needs gpus_per_node")
-        if self.stragglers is not None and not self.gpus_per_node:
-            raise ValueError("stragglers needs gpus_per_node: it times what GPUs do")
+        return self
+
+    @model_validator(mode="after")
+    def _machines_elsewhere_are_described(self) -> Site:
+        if self.scheduler not in ("skypilot", "kubeflow", "dgx_cloud"):
+            return self
+        if self.container is not None and self.container.mounts:
+            raise ValueError(
+                f"container.mounts does not go with scheduler {self.scheduler}, whose table says "
+                "what ranks see"
+            )
+        if not self.gpus_per_node:
+            raise ValueError(f"scheduler {self.scheduler} needs gpus_per_node")
         if self.scheduler == "skypilot" and self.gpu is None:
             raise ValueError("scheduler skypilot needs gpu, the kind of GPU to ask for")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_asked_for_is_there(self) -> Site:
+        if self.stragglers is not None and not self.gpus_per_node:
+            raise ValueError("stragglers needs gpus_per_node: it times what GPUs do")
+        if self.scratch is None or self.folders is None:
+            return self
+        if not any(PurePosixPath(self.scratch).is_relative_to(one) for one in self.folders):
+            raise ValueError(
+                f"scratch: {self.scratch} is not in the container; add it to its mounts"
+            )
         return self
 
 

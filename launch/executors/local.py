@@ -22,7 +22,7 @@ def local_executor(num_processes: int, site: Site = LOCAL) -> run.LocalExecutor:
         ntasks_per_node=num_processes,
         launcher="torchrun" if num_processes > 1 else None,
         env_vars={"PATH": _path_with_this_python()}
-        | site.environment
+        | site.rank_environment
         | backend.child_environment(),
     )
 

@@ -17,7 +17,7 @@ from recipes.steps_file import CODE_VARIABLE
 
 def rank_environment(site: Site, code: CodeVersion) -> dict[str, str]:
     """Return the variables of every rank, but for PYTHONPATH."""
-    environment = {CODE_VARIABLE: str(code)} | site.environment
+    environment = {CODE_VARIABLE: str(code)} | site.rank_environment
     return environment if site.gpus_per_node else backend.job_environment() | environment
 
 

@@ -1,5 +1,6 @@
 """Sites in TOML: what is read, and what is refused with which sentence."""
 
+import getpass
 from pathlib import PurePosixPath
 
 import pytest
@@ -92,6 +93,7 @@ def test_values_arrive_as_text_and_names_keep_their_case(write_site):
             'gpus_per_node = 8\ngpu = "h100"\n' + SKYPILOT + STORAGE + MOUNTED,
             "container.mounts does not go with scheduler skypilot",
         ),
+        ('scratch = "/fast"\n' + DOCKER, "scratch: /fast is not in the container; add it"),
         (DGX_CLOUD, "dgx_cloud: job_folder: /jobs is in none of the claims' folders"),
         ('scheduler = "local"\ngpus_per_node = -1', "gpus_per_node: Input should be greater"),
         ("scheduler = ", "mine.toml is no TOML"),
@@ -148,3 +150,13 @@ def test_where_a_path_of_the_container_lies_outside():
         ("/data/fast/a", "/local/a"),
     ):
         assert str(container.outside(PurePosixPath(inside))) == outside
+
+
+def test_scratch_is_for_temporary_files_and_caches_unless_the_site_says_otherwise(write_site):
+    text = 'scratch = "/fast"\n' + SLURM + '[environment]\nTRITON_CACHE_DIR = "/else"\n'
+    variables = read_site(write_site(text)).rank_environment
+    assert (variables["TMPDIR"], variables["TRITON_CACHE_DIR"]) == ("/fast", "/else")
+    assert variables["TORCHINDUCTOR_CACHE_DIR"] == f"/fast/cache_{getpass.getuser()}/inductor"
+    assert read_site(write_site(SLURM)).rank_environment == {}
+    with pytest.raises(ValueError, match="scratch: String should match pattern"):
+        read_site(write_site('scratch = "fast"\n' + SLURM))

@@ -109,6 +109,7 @@ def normalised(script, code):
         (code, "COMMIT"),
         (str(Path(sys.executable).parent), "PYTHON_FOLDER"),
         (f"/workspace/{getpass.getuser()}/", "/workspace/USER/"),
+        (f"/cache_{getpass.getuser()}/", "/cache_USER/"),
         (str(Path.home()), "HOME"),
     ):
         script = script.replace(text, name)

@@ -34,6 +34,10 @@ head_node_ip=$(srun --nodes=1 --ntasks=1 -w "$head_node" hostname --ip-address)
 
 echo 'code: nemo-vlm-recipes COMMIT'
 export NEMO_VLM_CODE=COMMIT
+export TMPDIR=/scratch
+export TRITON_CACHE_DIR=/scratch/cache_USER/triton
+export TORCHINDUCTOR_CACHE_DIR=/scratch/cache_USER/inductor
+export HF_MODULES_CACHE=/scratch/cache_USER/hf_modules
 export FI_PROVIDER=efa
 export FI_EFA_USE_HUGE_PAGE=0
 export NCCL_SOCKET_IFNAME='^docker,lo,veth'
@@ -45,7 +49,7 @@ run_folder=/fsx/me/sft retries=3 site_exclude='' disk_wait_seconds=600 doctor=(-
 
 # Command 1
 
-srun --output HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/log-vlm.sft_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /fsx/images/nemo-25.07-efa.sqsh --container-mounts /fsx:/fsx,/scratch:/scratch,HOME/.nemo_run/experiments/sft/sft_NUMBER/sft:/nemo_run --container-workdir /nemo_run/code --container-env NEMO_VLM_CODE,FI_PROVIDER,FI_EFA_USE_HUGE_PAGE,NCCL_SOCKET_IFNAME,NCCL_DEBUG,HF_TOKEN,WANDB_API_KEY --wait=60 --kill-on-bad-exit=1 --label --kill-on-bad-exit=0 --wait=30 python -m nemo_run.core.runners.fdl_runner -n sft /nemo_run/configs/sft_fn_or_script
+srun --output HOME/.nemo_run/experiments/sft/sft_NUMBER/sft/log-vlm.sft_%j_${SLURM_RESTART_COUNT:-0}.out --container-image /fsx/images/nemo-25.07-efa.sqsh --container-mounts /fsx:/fsx,/scratch:/scratch,HOME/.nemo_run/experiments/sft/sft_NUMBER/sft:/nemo_run --container-workdir /nemo_run/code --container-env NEMO_VLM_CODE,TMPDIR,TRITON_CACHE_DIR,TORCHINDUCTOR_CACHE_DIR,HF_MODULES_CACHE,FI_PROVIDER,FI_EFA_USE_HUGE_PAGE,NCCL_SOCKET_IFNAME,NCCL_DEBUG,HF_TOKEN,WANDB_API_KEY --wait=60 --kill-on-bad-exit=1 --label --kill-on-bad-exit=0 --wait=30 python -m nemo_run.core.runners.fdl_runner -n sft /nemo_run/configs/sft_fn_or_script
 
 exitcode=$?
 

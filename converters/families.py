@@ -48,6 +48,12 @@ FAMILIES = {
             module="converters.mllama_family",
             class_name="MllamaFamily",
         ),
+        FamilyEntry(
+            name="llava",
+            model_type="llava",
+            module="converters.llava_family",
+            class_name="LlavaFamily",
+        ),
     )
 }
 

@@ -16,7 +16,7 @@ from converters.hf_weights import plan_file
 from converters.lazy import LazyTensor
 from converters.manifest import write_manifest
 from converters.mapping import split
-from converters.mllama import module_name
+from converters.mllama import STYLES
 from converters.nemo_weights import NemoWeights, open_weights
 from converters.output import new_directory, refuse_existing
 from converters.request import DEFAULT, Request, figures, in_one_dtype, plan, total_bytes
@@ -31,7 +31,7 @@ _NOT_OF_AN_ADAPTER = ("config.json", "generation_config.json")
 
 # In families whose Hugging Face model can be adapted: from a tensor's name on disk to its name in
 # memory, and the modules beside the language model that peft keeps whole copies of.
-_IN_MEMORY: Mapping[str, Callable[[str], str]] = {"mllama": module_name}
+_IN_MEMORY: Mapping[str, Callable[[str], str]] = {"mllama": STYLES.module_name}
 _WHOLE_MODULES: Mapping[str, tuple[str, ...]] = {
     "mllama": ("model.vision_model", "model.multi_modal_projector")
 }

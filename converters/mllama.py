@@ -1,69 +1,24 @@
-"""The table between MLlama's Hugging Face tensors and Megatron-Core's.
-
-Two styles of Hugging Face names are in use. On disk a tensor is `language_model.model.layers.0...`,
-`language_model.lm_head.weight`, `vision_model...`, `multi_modal_projector...`: so in the published
-Llama 3.2 Vision models, in what servers load, and in what transformers 4.53 writes, whose
-`save_pretrained` turns its names back into these. In memory the same transformers says
-`model.language_model.layers.0...`, `lm_head.weight`, `model.vision_model...`: so in files that were
-written from a `state_dict`. The table has the first style, which is what export writes; import
-reads either.
-"""
+"""The table between MLlama's Hugging Face tensors and Megatron-Core's."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TypeVar
 
 from transformers import MllamaConfig
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
-from converters.rows import ConversionError, FuseGateUp, FuseKeyValue, PadRows, Rename, Row, qkv_row
+from converters.name_styles import NameStyles
+from converters.rows import FuseGateUp, FuseKeyValue, PadRows, Rename, Row, qkv_row
 from models.mllama.description import EXTRA_EMBEDDINGS
 from models.padding import padded_size
 
-TensorType = TypeVar("TensorType")
-
-_IN_MEMORY_TO_DISK = {
-    "model.language_model.": "language_model.model.",
-    "model.vision_model.": "vision_model.",
-    "model.multi_modal_projector.": "multi_modal_projector.",
-    "lm_head.": "language_model.lm_head.",
-}
+STYLES = NameStyles(
+    {
+        "model.language_model.": "language_model.model.",
+        "model.vision_model.": "vision_model.",
+        "model.multi_modal_projector.": "multi_modal_projector.",
+        "lm_head.": "language_model.lm_head.",
+    }
+)
 _LANGUAGE, _VISION = "language_model.model.", "vision_model."
-
-
-def disk_names(tensors: Mapping[str, TensorType]) -> dict[str, TensorType]:
-    """Return tensors of either style under the names on disk.
-
-    Raises:
-        ConversionError: names of both styles.
-    """
-    renamed = {name: _disk_name(name) for name in tensors}
-    in_memory = sorted(name for name, disk in renamed.items() if name != disk)
-    on_disk = sorted(
-        name for name in renamed if name.startswith(tuple(_IN_MEMORY_TO_DISK.values()))
-    )
-    if in_memory and on_disk:
-        raise ConversionError(
-            f"The Hugging Face tensors mix two styles of names: {', '.join(in_memory)} beside "
-            f"{', '.join(on_disk)}."
-        )
-    return {renamed[name]: tensor for name, tensor in tensors.items()}
-
-
-def _disk_name(name: str) -> str:
-    for in_memory, on_disk in _IN_MEMORY_TO_DISK.items():
-        if name.startswith(in_memory):
-            return on_disk + name.removeprefix(in_memory)
-    return name
-
-
-def module_name(name: str) -> str:
-    """Return the place in transformers' module tree of a tensor with a name on disk."""
-    for in_memory, on_disk in _IN_MEMORY_TO_DISK.items():
-        if name.startswith(on_disk):
-            return in_memory + name.removeprefix(on_disk)
-    raise AssertionError(name)
 
 
 def mllama_table(description: MllamaConfig) -> list[Row]:

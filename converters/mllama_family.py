@@ -15,7 +15,7 @@ from transformers.models.mllama.processing_mllama import get_cross_attention_tok
 from converters.family import Family, Prompt
 from converters.gradient_image import gradient_image
 from converters.lazy import LazyTensor
-from converters.mllama import disk_names, mllama_table, module_name
+from converters.mllama import STYLES, mllama_table
 from converters.mllama_assets import complete_assets
 from converters.rows import ConversionError, Row
 from models.mllama.description import read_assets_config
@@ -57,7 +57,7 @@ class MllamaFamily(Family):
         Raises:
             ConversionError: two styles, or other layers than config.json says.
         """
-        renamed = disk_names(tensors)
+        renamed = STYLES.disk_names(tensors)
         text = read_assets_config(hf).text_config
         layers, cross = _layer_numbers(renamed)
         for name, said, found in (
@@ -80,12 +80,13 @@ class MllamaFamily(Family):
         with torch.device("meta"):
             model = self.hf_model(assets)
         return {
-            name: tuple(tensor.shape) for name, tensor in disk_names(model.state_dict()).items()
+            name: tuple(tensor.shape)
+            for name, tensor in STYLES.disk_names(model.state_dict()).items()
         }
 
     def memory_name(self, key: str) -> str:
         """Return the name in transformers' module tree."""
-        return module_name(key)
+        return STYLES.module_name(key)
 
     def complete_assets(self, assets: Path, source: str) -> None:
         """Make what the published directories lack, and refuse what does not fit."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from transformers import Qwen2Config, SiglipVisionConfig
 
-from converters.rows import Dropped, FuseGateUp, PadRows, Rename, Row, qkv_row
-from models.nvila.carried import carried_name, carried_shapes
+from converters.parts import language_table, vision_layers
+from converters.rows import Dropped, Rename, Row
 from models.nvila.hf_code.configuration_nvila_lite import DOWNSAMPLE, NVILALiteConfig
 from models.nvila.hf_code.modeling_nvila_lite import NVILALiteProjector
-from models.padding import padded_size
 
 EMBEDDING, OUTPUT = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 TIED_OUTPUT = [Dropped(hf=OUTPUT, copy_of=EMBEDDING)]
@@ -35,7 +34,7 @@ def nvila_table(description: NVILALiteConfig) -> list[Row]:
     with torch.device("meta"):
         projector = NVILALiteProjector(vision.hidden_size, text.hidden_size, downsample)
     return [
-        *language_table(text),
+        *language_table(text, "llm.", qkv_bias=True),
         *vision_table(vision, -description.vision_feature_layer - 1),
         *(
             Rename(hf=f"mm_projector.{name}", megatron=f"vision_projection.{name}")
@@ -51,63 +50,6 @@ def nvila_drops(text: Qwen2Config) -> list[Dropped]:
         text: of the language model.
     """
     return TIED_OUTPUT if text.tie_word_embeddings else []
-
-
-def language_table(
-    text: Qwen2Config, hf: str = "llm.", megatron: str = "language_model."
-) -> list[Row]:
-    """Rows of a Qwen2 language model below the given prefixes."""
-    vocabulary = {"rows": text.vocab_size, "padded_rows": padded_size(text.vocab_size)}
-    rows: list[Row] = [
-        PadRows(
-            hf=f"{hf}model.embed_tokens.weight",
-            megatron=f"{megatron}embedding.word_embeddings.weight",
-            **vocabulary,
-        ),
-        Rename(hf=f"{hf}model.norm.weight", megatron=f"{megatron}decoder.final_layernorm.weight"),
-    ]
-    if not text.tie_word_embeddings:
-        rows.append(
-            PadRows(
-                hf=f"{hf}lm_head.weight", megatron=f"{megatron}output_layer.weight", **vocabulary
-            )
-        )
-    for layer in range(text.num_hidden_layers):
-        rows += _language_layer(
-            text, f"{hf}model.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
-        )
-    return rows
-
-
-def _language_layer(text: Qwen2Config, hf: str, megatron: str) -> list[Row]:
-    attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
-    return [
-        Rename(
-            hf=f"{hf}input_layernorm.weight", megatron=f"{attention}linear_qkv.layer_norm_weight"
-        ),
-        *(
-            qkv_row(
-                f"{hf}self_attn.",
-                attention,
-                kind,
-                text.num_attention_heads,
-                text.num_key_value_heads,
-                getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            )
-            for kind in ("weight", "bias")
-        ),
-        Rename(hf=f"{hf}self_attn.o_proj.weight", megatron=f"{attention}linear_proj.weight"),
-        Rename(
-            hf=f"{hf}post_attention_layernorm.weight",
-            megatron=f"{mlp}linear_fc1.layer_norm_weight",
-        ),
-        FuseGateUp(
-            gate=f"{hf}mlp.gate_proj.weight",
-            up=f"{hf}mlp.up_proj.weight",
-            megatron=f"{mlp}linear_fc1.weight",
-        ),
-        Rename(hf=f"{hf}mlp.down_proj.weight", megatron=f"{mlp}linear_fc2.weight"),
-    ]
 
 
 def vision_table(
@@ -127,34 +69,4 @@ def vision_table(
             megatron=f"{megatron}position_embeddings.weight",
         )
     )
-    running = vision.num_hidden_layers - num_carried_layers
-    for layer in range(running):
-        rows += _vision_layer(
-            vision, f"{hf}encoder.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
-        )
-    carried = carried_shapes(
-        range(running, vision.num_hidden_layers), vision.hidden_size, vision.intermediate_size
-    )
-    rows += [
-        Rename(hf=f"{hf}{name}", megatron=f"{megatron}carried.{carried_name(name)}")
-        for name in carried
-    ]
-    return rows
-
-
-def _vision_layer(vision: SiglipVisionConfig, hf: str, megatron: str) -> list[Row]:
-    attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
-    heads = vision.num_attention_heads
-    rows: list[Row] = []
-    for kind in ("weight", "bias"):
-        rows += [
-            Rename(
-                hf=f"{hf}layer_norm1.{kind}", megatron=f"{attention}linear_qkv.layer_norm_{kind}"
-            ),
-            qkv_row(f"{hf}self_attn.", attention, kind, heads, heads, vision.hidden_size // heads),
-            Rename(hf=f"{hf}self_attn.out_proj.{kind}", megatron=f"{attention}linear_proj.{kind}"),
-            Rename(hf=f"{hf}layer_norm2.{kind}", megatron=f"{mlp}linear_fc1.layer_norm_{kind}"),
-            Rename(hf=f"{hf}mlp.fc1.{kind}", megatron=f"{mlp}linear_fc1.{kind}"),
-            Rename(hf=f"{hf}mlp.fc2.{kind}", megatron=f"{mlp}linear_fc2.{kind}"),
-        ]
-    return rows
+    return rows + vision_layers(vision, num_carried_layers, hf, megatron)

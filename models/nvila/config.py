@@ -14,10 +14,11 @@ from transformers import Qwen2Config as HFQwen2Config
 from transformers import SiglipVisionConfig
 
 from models.family_config import FamilyConfig
+from models.image_slots.config import PaddedVocabulary
+from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
 from models.nvila.description import read_assets_config
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
-from models.nvila.steps import nvila_data_step, nvila_forward_step
-from models.padding import VOCABULARY_MULTIPLE, padded_size
+from models.padding import VOCABULARY_MULTIPLE
 
 if TYPE_CHECKING:
     from models.nvila.model import MCoreNvilaModel
@@ -55,7 +56,7 @@ class SiglipTowerConfig(TransformerConfig, io.IOMixin):
 
 
 @dataclass
-class NvilaLanguageConfig(Qwen2Config):
+class NvilaLanguageConfig(PaddedVocabulary, Qwen2Config):
     """Qwen2.5; `vocab_size` None means: what the assets say."""
 
     vocab_size: int | None = None
@@ -65,21 +66,14 @@ class NvilaLanguageConfig(Qwen2Config):
     # an error of 0.3 % in every gradient. The bf16 recipes switch it on.
     cross_entropy_loss_fusion: bool = False
 
-    def padded_vocab_size(self) -> int:
-        """Rows of the embedding table; the padding rows take no part in the loss."""
-        assert self.vocab_size is not None
-        return padded_size(
-            self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size
-        )
-
 
 @dataclass
 class NvilaConfig(FamilyConfig):
     """The whole model. The fields of a TransformerConfig mirror the language model's."""
 
     mm_projector_type: str = "mlp_downsample_2x2_fix"
-    forward_step_fn: Callable | None = nvila_forward_step
-    data_step_fn: Callable | None = nvila_data_step
+    forward_step_fn: Callable | None = image_slot_forward_step
+    data_step_fn: Callable | None = image_slot_data_step
 
     FAMILY = "nvila"
     SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {

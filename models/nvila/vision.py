@@ -8,7 +8,7 @@ import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 
-from models.nvila.carried import carried_name, carried_shapes
+from models.image_slots.carried import carried_name, carried_shapes
 from models.nvila.config import SiglipTowerConfig
 from models.vision_layer import vision_layer_spec
 

@@ -93,6 +93,7 @@ def quickstart_sources(nemo, tmp_path_factory):
     """A Hugging Face directory of each family; one has its layers stacked, and tied embeddings."""
     from converters.assemble import assemble
     from converters.export_hf import export_checkpoint
+    from launch.quickstart.llava_parent import train_llava_tokenizer, write_llava
     from launch.quickstart.mllama_parent import train_mllama_tokenizer, write_mllama
     from launch.quickstart.parents import train_tokenizer, write_qwen2, write_siglip
 
@@ -102,10 +103,11 @@ def quickstart_sources(nemo, tmp_path_factory):
     assemble(folder / "qwen2", folder / "siglip", folder / "assembled")
     export_checkpoint(folder / "assembled", folder / "nvila")
     write_mllama(folder / "mllama", train_mllama_tokenizer())
+    write_llava(folder / "llava", train_llava_tokenizer())
     return folder
 
 
-@pytest.fixture(scope="session", params=["nvila", "mllama"])
+@pytest.fixture(scope="session", params=["nvila", "mllama", "llava"])
 def family(request):
     return request.param
 

@@ -110,11 +110,11 @@ def refuse(hf, out, match):
 def test_import_then_export_gives_back_every_bit(converted, name, tmp_path):
     from converters.export_hf import export_checkpoint
     from converters.lazy import HeldTensor, same_bits
-    from converters.mllama import disk_names
+    from converters.mllama import STYLES
 
     model, _, checkpoint = converted(name)
     figures = export_checkpoint(checkpoint, tmp_path / "out")
-    before = disk_names(model.state_dict())
+    before = STYLES.disk_names(model.state_dict())
     after = load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     assert figures["tensors"] == len(before)

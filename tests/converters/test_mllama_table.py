@@ -52,7 +52,7 @@ PARAMETERS = {"11b": 10.7, "90b": 88.6}
 @pytest.fixture(scope="module")
 def published(nemo):
     """A published size as (configuration, tensors on the meta device under their disk names)."""
-    from converters.mllama import disk_names
+    from converters.mllama import STYLES
 
     made = {}
 
@@ -61,7 +61,7 @@ def published(nemo):
             config = MllamaConfig(VISION, SIZES[size] | {"rope_scaling": ROPE})
             with torch.device("meta"):
                 model = MllamaForConditionalGeneration(config)
-            made[size] = (config, disk_names(model.state_dict()))
+            made[size] = (config, STYLES.disk_names(model.state_dict()))
         return made[size]
 
     return build
@@ -150,22 +150,22 @@ def test_the_padding_of_both_vocabulary_tables_is_cut_again(published):
 def test_the_names_on_disk_are_those_that_transformers_writes(write_nano_mllama, tmp_path, nemo):
     from safetensors.torch import load_file
 
-    from converters.mllama import disk_names
+    from converters.mllama import STYLES
 
     model = write_nano_mllama(tmp_path / "hf")
     on_disk = load_file(tmp_path / "hf" / "model.safetensors")
     assert any(name.startswith("language_model.model.layers.") for name in on_disk)
-    assert disk_names(on_disk).keys() == on_disk.keys()
+    assert STYLES.disk_names(on_disk).keys() == on_disk.keys()
     in_memory = model.state_dict()
     assert not in_memory.keys() & on_disk.keys()
-    renamed = disk_names(in_memory)
+    renamed = STYLES.disk_names(in_memory)
     assert renamed.keys() == on_disk.keys()
     for name, tensor in renamed.items():
         assert torch.equal(tensor, on_disk[name]), name
 
 
 def test_a_mixture_of_both_styles_is_refused():
-    from converters.mllama import disk_names
+    from converters.mllama import STYLES
     from converters.rows import ConversionError
 
     tensors = {"lm_head.weight": torch.zeros(1), "vision_model.class_embedding": torch.zeros(1)}
@@ -173,4 +173,4 @@ def test_a_mixture_of_both_styles_is_refused():
         ConversionError,
         match=r"mix two styles of names: lm_head.weight beside vision_model.class_embedding\.",
     ):
-        disk_names(tensors)
+        STYLES.disk_names(tensors)

@@ -47,7 +47,7 @@ def start(single_process, tmp_path_factory):
 
     from converters.checkpoint import build_model
     from converters.mapping import fuse_tensors
-    from converters.mllama import disk_names, mllama_table
+    from converters.mllama import STYLES, mllama_table
     from models.mllama.config import config_from_hf
 
     folder = tmp_path_factory.mktemp("layouts")
@@ -55,7 +55,9 @@ def start(single_process, tmp_path_factory):
     config = config_from_hf(reference.config)
     rows = mllama_table(reference.config)
     module = build_model(config, torch.float32)
-    module.load_state_dict(fuse_tensors(rows, disk_names(reference.state_dict())), strict=False)
+    module.load_state_dict(
+        fuse_tensors(rows, STYLES.disk_names(reference.state_dict())), strict=False
+    )
     (folder / "start").mkdir()
     dist_checkpointing.save(
         {"state": module.sharded_state_dict(prefix="module.")}, str(folder / "start")
@@ -85,7 +87,7 @@ def computed(start, nemo):
 @pytest.fixture(scope="module")
 def expected():
     """Loss (a sum) and gradients of Hugging Face's model, by name."""
-    from converters.mllama import disk_names
+    from converters.mllama import STYLES
 
     reference = make_reference()
     total = sum(
@@ -97,7 +99,7 @@ def expected():
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / tokens
         for name, parameter in reference.named_parameters()
     }
-    return total.item(), disk_names(gradients)
+    return total.item(), STYLES.disk_names(gradients)
 
 
 @pytest.mark.slow

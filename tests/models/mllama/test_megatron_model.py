@@ -25,7 +25,7 @@ def pair():
     """Makes (Hugging Face model, Megatron-Core model, table) with the same weights."""
     from converters.checkpoint import build_model
     from converters.mapping import fuse_tensors
-    from converters.mllama import disk_names, mllama_table
+    from converters.mllama import STYLES, mllama_table
     from models.mllama.config import config_from_hf
 
     def make(transformer=None, reference_options=None, **settings):
@@ -39,7 +39,9 @@ def pair():
             setattr(config.vision_transformer_config, name, value)
         rows = mllama_table(reference.config)
         module = build_model(config, torch.float32)
-        module.load_state_dict(fuse_tensors(rows, disk_names(reference.state_dict())), strict=False)
+        module.load_state_dict(
+            fuse_tensors(rows, STYLES.disk_names(reference.state_dict())), strict=False
+        )
         return reference, module, rows
 
     return make
@@ -148,7 +150,7 @@ def packed_with_labels(batch, samples):
 )
 def test_loss_and_every_gradient_agree_with_hugging_face(pair, transformer, packed):
     from converters.mapping import split_tensors
-    from converters.mllama import disk_names
+    from converters.mllama import STYLES
 
     reference, module, rows = pair(transformer)
     module.train()
@@ -165,7 +167,7 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, transformer, pack
     found.backward()
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
     by_hf_name = split_tensors(rows, gradients)
-    wanted_by_name = disk_names(
+    wanted_by_name = STYLES.disk_names(
         {
             name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             for name, parameter in reference.named_parameters()

@@ -69,7 +69,7 @@ def megatron_loss(module, tokens, labels, pixels):
 
 def packed_loss(module, tokens, labels, pixels):
     """The same mean, with both samples cut to their own lengths in one row that is not full."""
-    from models.nvila.steps import nvila_forward_step
+    from models.image_slots.steps import image_slot_forward_step
 
     lengths = [tokens.shape[1], tokens.shape[1] - 5, 7]
     rows = [tokens[0], tokens[1, 5:], torch.zeros(7, dtype=torch.long)]
@@ -84,7 +84,7 @@ def packed_loss(module, tokens, labels, pixels):
         "cu_seqlens": torch.tensor([0, *lengths]).cumsum(0).to(torch.int32),
         "max_seqlen": max(lengths),
     }
-    losses, mask = nvila_forward_step(module, batch)
+    losses, mask = image_slot_forward_step(module, batch)
     return (losses * mask).sum() / mask.sum()
 
 

@@ -1,4 +1,4 @@
-"""The parts of a SigLIP that NVILA never computes, and that export gives back."""
+"""The parts of a vision tower that are never computed, and that export gives back."""
 
 from __future__ import annotations
 

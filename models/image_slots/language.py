@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-from models.nvila.config import NvilaLanguageConfig
 from models.vocabulary import hide_padding
 
 
-class NvilaLanguageModel(GPTModel):
+class LanguageModel(GPTModel):
     """GPTModel whose softmax runs over the real vocabulary.
 
-    The embedding table is padded (config.padded_vocab_size).
+    The embedding table is padded: the configuration is one of NeMo's with a PaddedVocabulary.
     """
 
     def __init__(
         self,
-        config: NvilaLanguageConfig,
+        config: Any,
         pre_process: bool,
         post_process: bool,
         vp_stage: int | None = None,

@@ -10,12 +10,12 @@ from models.batches import packed_sequences, take_batch
 _DEVICE_KEYS = ("tokens", "position_ids", "labels", "loss_mask", "tiles", "cu_seqlens")
 
 
-def nvila_data_step(dataloader_iter: Iterator) -> dict[str, Any]:
+def image_slot_data_step(dataloader_iter: Iterator) -> dict[str, Any]:
     """Take the next micro-batch (described in datamodules/collate.py)."""
     return take_batch(dataloader_iter, _DEVICE_KEYS)
 
 
-def nvila_forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
+def image_slot_forward_step(model: torch.nn.Module, batch: dict[str, Any]) -> Any:
     """Run the model on a micro-batch."""
     return model(
         tokens=batch["tokens"],

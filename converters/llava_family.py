@@ -1,0 +1,117 @@
+"""LLaVA for import, export and verify: transformers' own classes, no code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature, LlavaForConditionalGeneration, PretrainedConfig
+
+from converters.family import Family, Prompt
+from converters.gradient_image import gradient_image
+from converters.lazy import LazyTensor
+from converters.llava import STYLES, llava_drops, llava_table
+from converters.llava_assets import complete_assets
+from converters.rows import Dropped, Row
+from models.llava.description import read_assets_config
+
+if TYPE_CHECKING:
+    from models.family_config import FamilyConfig
+    from models.training_module import TrainingModule
+
+
+class LlavaFamily(Family):
+    """Llama behind CLIP and a projector of two layers."""
+
+    name = "llava"
+    model_type = "llava"
+    hf_layers = "model.language_model.layers"
+
+    @property
+    def lightning_class(self) -> type[TrainingModule]:
+        """The class that a checkpoint's context describes."""
+        from models.llava.model import LlavaModel
+
+        return LlavaModel
+
+    def describe(self, assets: Path) -> FamilyConfig:
+        """Return NeMo's description of the model."""
+        from models.llava.config import LlavaConfig
+
+        return LlavaConfig.describe(str(assets))
+
+    def table(self, assets: Path) -> list[Row]:
+        """Return the rows of LLaVA."""
+        return llava_table(read_assets_config(assets))
+
+    def drops(self, assets: Path) -> list[Dropped]:
+        """Return what older files hold beyond the model."""
+        return llava_drops(read_assets_config(assets).text_config)
+
+    def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Return the tensors under their names on disk, whatever the style in the files."""
+        return STYLES.disk_names(tensors)
+
+    def hf_model(self, directory: Path) -> LlavaForConditionalGeneration:
+        """The class of transformers."""
+        return LlavaForConditionalGeneration(read_assets_config(directory))
+
+    def hf_shapes(self, assets: Path) -> dict[str, tuple[int, ...]]:
+        """All tensors by their names on disk, but a tied output layer."""
+        with torch.device("meta"):
+            model = self.hf_model(assets)
+        drops = self.drops(assets)
+        return {
+            name: tuple(tensor.shape)
+            for name, tensor in STYLES.disk_names(model.state_dict()).items()
+            if not any(drop.is_about(name) for drop in drops)
+        }
+
+    def memory_name(self, key: str) -> str:
+        """Return the name in transformers' module tree."""
+        return STYLES.module_name(key)
+
+    def complete_assets(self, assets: Path, source: str) -> None:
+        """Make what the published directories lack, and refuse what does not fit."""
+        complete_assets(assets, source)
+
+    def prompts(self, processor: Any, description: PretrainedConfig) -> dict[str, Prompt]:
+        """One image, two images of other shapes, text only."""
+        size = description.vision_config.image_size
+        wide, tall = (
+            gradient_image(size * 2, size, seed=1),
+            gradient_image(size, size * 3, seed=2),
+        )
+        return {
+            "one_image": Prompt(
+                text="USER: <image>\n何が見えますか? ASSISTANT:",
+                images=(gradient_image(size, size, seed=0),),
+            ),
+            "two_images": Prompt(
+                text="USER: <image>\nと<image>\nは同じですか? ASSISTANT:", images=(wide, tall)
+            ),
+            "text_only": Prompt(text="USER: 日本で一番高い山は何ですか? ASSISTANT:"),
+        }
+
+    def model_inputs(self, processor: Any, inputs: BatchFeature) -> dict[str, Tensor | None]:
+        """Tokens and uint8 images."""
+        tokens, pixels = inputs["input_ids"], inputs.get("pixel_values")
+        if pixels is not None:
+            pixels = _as_uint8(processor.image_processor, pixels)
+        return {
+            "tokens": tokens,
+            "position_ids": torch.arange(tokens.shape[1]).unsqueeze(0),
+            "tiles": pixels,
+        }
+
+
+def _as_uint8(image_processor: Any, pixels: Tensor) -> Tensor:
+    """Undo the rescaling and normalisation: float[n, 3, H, W] -> uint8[n, 3, H, W]."""
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    return ((pixels * std + mean) / image_processor.rescale_factor).round().to(torch.uint8)

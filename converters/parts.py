@@ -1,0 +1,111 @@
+"""Rows of parts that several families have: language models, and the layers of vision towers."""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from converters.rows import FuseGateUp, PadRows, Rename, Row, qkv_row
+from models.image_slots.carried import carried_name, carried_shapes
+from models.padding import padded_size
+
+
+def language_table(
+    text: PretrainedConfig, hf: str, qkv_bias: bool, megatron: str = "language_model."
+) -> list[Row]:
+    """Rows of a Llama, Qwen2 or the like.
+
+    Args:
+        text: sizes.
+        hf: prefix of `model.` and `lm_head.`
+        qkv_bias: whether query, key and value have one.
+        megatron: prefix.
+    """
+    vocabulary = {"rows": text.vocab_size, "padded_rows": padded_size(text.vocab_size)}
+    rows: list[Row] = [
+        PadRows(
+            hf=f"{hf}model.embed_tokens.weight",
+            megatron=f"{megatron}embedding.word_embeddings.weight",
+            **vocabulary,
+        ),
+        Rename(hf=f"{hf}model.norm.weight", megatron=f"{megatron}decoder.final_layernorm.weight"),
+    ]
+    if not text.tie_word_embeddings:
+        rows.append(
+            PadRows(
+                hf=f"{hf}lm_head.weight", megatron=f"{megatron}output_layer.weight", **vocabulary
+            )
+        )
+    for layer in range(text.num_hidden_layers):
+        rows += _language_layer(
+            text, qkv_bias, f"{hf}model.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
+        )
+    return rows
+
+
+def _language_layer(text: PretrainedConfig, qkv_bias: bool, hf: str, megatron: str) -> list[Row]:
+    attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
+    return [
+        Rename(
+            hf=f"{hf}input_layernorm.weight", megatron=f"{attention}linear_qkv.layer_norm_weight"
+        ),
+        *(
+            qkv_row(
+                f"{hf}self_attn.",
+                attention,
+                kind,
+                text.num_attention_heads,
+                text.num_key_value_heads,
+                getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            )
+            for kind in ("weight", "bias")[: 1 + qkv_bias]
+        ),
+        Rename(hf=f"{hf}self_attn.o_proj.weight", megatron=f"{attention}linear_proj.weight"),
+        Rename(
+            hf=f"{hf}post_attention_layernorm.weight",
+            megatron=f"{mlp}linear_fc1.layer_norm_weight",
+        ),
+        FuseGateUp(
+            gate=f"{hf}mlp.gate_proj.weight",
+            up=f"{hf}mlp.up_proj.weight",
+            megatron=f"{mlp}linear_fc1.weight",
+        ),
+        Rename(hf=f"{hf}mlp.down_proj.weight", megatron=f"{mlp}linear_fc2.weight"),
+    ]
+
+
+def vision_layers(
+    vision: PretrainedConfig, num_carried_layers: int, hf: str, megatron: str
+) -> list[Row]:
+    """Rows of the layers of a SigLIP or CLIP, and of what is carried, below the given prefixes."""
+    rows: list[Row] = []
+    running = vision.num_hidden_layers - num_carried_layers
+    for layer in range(running):
+        rows += _vision_layer(
+            vision, f"{hf}encoder.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
+        )
+    carried = carried_shapes(
+        range(running, vision.num_hidden_layers), vision.hidden_size, vision.intermediate_size
+    )
+    rows += [
+        Rename(hf=f"{hf}{name}", megatron=f"{megatron}carried.{carried_name(name)}")
+        for name in carried
+    ]
+    return rows
+
+
+def _vision_layer(vision: PretrainedConfig, hf: str, megatron: str) -> list[Row]:
+    attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
+    heads = vision.num_attention_heads
+    rows: list[Row] = []
+    for kind in ("weight", "bias"):
+        rows += [
+            Rename(
+                hf=f"{hf}layer_norm1.{kind}", megatron=f"{attention}linear_qkv.layer_norm_{kind}"
+            ),
+            qkv_row(f"{hf}self_attn.", attention, kind, heads, heads, vision.hidden_size // heads),
+            Rename(hf=f"{hf}self_attn.out_proj.{kind}", megatron=f"{attention}linear_proj.{kind}"),
+            Rename(hf=f"{hf}layer_norm2.{kind}", megatron=f"{mlp}linear_fc1.layer_norm_{kind}"),
+            Rename(hf=f"{hf}mlp.fc1.{kind}", megatron=f"{mlp}linear_fc1.{kind}"),
+            Rename(hf=f"{hf}mlp.fc2.{kind}", megatron=f"{mlp}linear_fc2.{kind}"),
+        ]
+    return rows

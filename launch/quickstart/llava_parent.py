@@ -1,0 +1,119 @@
+"""A LLaVA directory with random weights: real transformers classes, only small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from launch.quickstart.parents import train_tokenizer
+
+IMAGE_TOKEN = "<image>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaShape:
+    """Sizes of a small model; those of LLaVA-1.5 in the same proportions."""
+
+    image_size: int = 56
+    patch_size: int = 14
+    vision_width: int = 96
+    vision_heads: int = 4
+    vision_mlp_width: int = 384
+    vision_layers: int = 3
+    text_width: int = 128
+    text_mlp_width: int = 352
+    text_layers: int = 2
+    text_heads: int = 4
+    text_kv_heads: int = 4
+    tied: bool = False
+    max_positions: int = 4096
+
+
+def train_llava_tokenizer() -> PreTrainedTokenizerBase:
+    """Trains a byte-level BPE tokenizer with the image token."""
+    tokenizer = train_tokenizer()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [IMAGE_TOKEN]}, replace_additional_special_tokens=False
+    )
+    return tokenizer
+
+
+def llava_config(tokenizer: PreTrainedTokenizerBase, shape: LlavaShape) -> LlavaConfig:
+    """Builds config.json of a shape."""
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            image_size=shape.image_size,
+            patch_size=shape.patch_size,
+            hidden_size=shape.vision_width,
+            num_attention_heads=shape.vision_heads,
+            intermediate_size=shape.vision_mlp_width,
+            num_hidden_layers=shape.vision_layers,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=shape.text_width,
+            num_hidden_layers=shape.text_layers,
+            num_attention_heads=shape.text_heads,
+            num_key_value_heads=shape.text_kv_heads,
+            intermediate_size=shape.text_mlp_width,
+            max_position_embeddings=shape.max_positions,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=shape.tied,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=(shape.image_size // shape.patch_size) ** 2,
+        tie_word_embeddings=shape.tied,
+    )
+
+
+def write_llava(
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    shape: LlavaShape | None = None,
+    seed: int = 0,
+) -> None:
+    """Writes a model with random weights, and its processor.
+
+    Args:
+        directory: The directory to make.
+        tokenizer: With the image token; the vocabulary is exactly as large.
+        shape: Sizes.
+        seed: Seed of the weights.
+    """
+    shape = shape or LlavaShape()
+    config = llava_config(tokenizer, shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(directory)
+    side = shape.image_size
+    LlavaProcessor(
+        image_processor=CLIPImageProcessor(
+            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+        ),
+        tokenizer=tokenizer,
+        patch_size=shape.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    ).save_pretrained(directory)

@@ -1,0 +1,1 @@
+"""Models whose tokens have a slot for each vector of an image."""

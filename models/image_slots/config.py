@@ -1,0 +1,23 @@
+"""What the configurations of these models share."""
+
+from __future__ import annotations
+
+from models.padding import padded_size
+
+
+class PaddedVocabulary:
+    """Part of a language model's configuration: a vocabulary of any size.
+
+    It is no dataclass: the fields are those of the NeMo configuration beside it.
+    """
+
+    vocab_size: int | None
+    make_vocab_size_divisible_by: int
+    tensor_model_parallel_size: int
+
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table; the padding rows take no part in the loss."""
+        assert self.vocab_size is not None
+        return padded_size(
+            self.vocab_size, self.make_vocab_size_divisible_by, self.tensor_model_parallel_size
+        )

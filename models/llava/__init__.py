@@ -1,0 +1,1 @@
+"""LLaVA: a CLIP vision tower, an MLP projector and a Llama language model."""

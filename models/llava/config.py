@@ -1,0 +1,212 @@
+"""Configuration of LLaVA on Megatron-Core: CLIP, projector, Llama."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from megatron.core.transformer.transformer_config import TransformerConfig
+from nemo.collections.llm import LlamaConfig
+from nemo.collections.llm.fn.activation import quick_gelu
+from nemo.lightning import io
+from transformers import CLIPVisionConfig
+from transformers import LlamaConfig as HFLlamaConfig
+from transformers import LlavaConfig as HFLlavaConfig
+
+from models.family_config import FamilyConfig
+from models.image_slots.config import PaddedVocabulary
+from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
+from models.llava.description import read_assets_config
+from models.padding import VOCABULARY_MULTIPLE
+
+if TYPE_CHECKING:
+    from models.llava.model import MCoreLlavaModel
+
+
+@dataclass
+class ClipTowerConfig(TransformerConfig, io.IOMixin):
+    """CLIP vision transformer; the defaults are ViT-L/14 at 336 px.
+
+    `num_layers` counts the blocks of the Hugging Face checkpoint, of which the last
+    `num_carried_layers` do not run; they and the final norm are carried through.
+    """
+
+    num_layers: int = 24
+    num_carried_layers: int = 1
+    hidden_size: int = 1024
+    ffn_hidden_size: int = 4096
+    num_attention_heads: int = 16
+    image_size: int = 336
+    patch_size: int = 14
+    keep_class_token: bool = False
+    """Whether the class token is one of the features (`full` in config.json)."""
+
+    pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    add_bias_linear: bool = True
+    add_qkv_bias: bool = True
+    normalization: str = "LayerNorm"
+    layernorm_epsilon: float = 1e-5
+    activation_func: Callable = quick_gelu
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    bias_activation_fusion: bool = False
+    bias_dropout_fusion: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of an image."""
+        return self.image_size // self.patch_size
+
+
+@dataclass
+class LlavaLanguageConfig(PaddedVocabulary, LlamaConfig):
+    """Llama; `vocab_size` None means: what the assets say."""
+
+    vocab_size: int | None = None
+    make_vocab_size_divisible_by: int = VOCABULARY_MULTIPLE
+    scatter_embedding_sequence_parallel: bool = False
+    # As for nvila: the fused loss rounds gradients to bf16, which the bf16 recipes accept.
+    cross_entropy_loss_fusion: bool = False
+
+
+@dataclass
+class LlavaConfig(FamilyConfig):
+    """The whole model. The fields of a TransformerConfig mirror the language model's."""
+
+    projector_bias: bool = True
+    forward_step_fn: Callable | None = image_slot_forward_step
+    data_step_fn: Callable | None = image_slot_data_step
+
+    FAMILY = "llava"
+    SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "language_transformer_config": (
+            "num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "kv_channels",
+            "share_embeddings_and_output_weights",
+            "rotary_base",
+            "layernorm_epsilon",
+        ),
+        "vision_transformer_config": (
+            "num_layers",
+            "num_carried_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "image_size",
+            "patch_size",
+            "keep_class_token",
+        ),
+    }
+
+    @classmethod
+    def describe(cls, assets: str) -> LlavaConfig:
+        """Return the configuration that an assets folder describes."""
+        return config_from_hf(read_assets_config(assets))
+
+    def build(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> MCoreLlavaModel:
+        """Build this stage's part of the model."""
+        from models.llava.model import MCoreLlavaModel
+
+        return MCoreLlavaModel(self, pre_process, post_process, vp_stage)
+
+
+def language_config_from_hf(text: HFLlamaConfig) -> LlavaLanguageConfig:
+    """Translate a Hugging Face Llama configuration.
+
+    Raises:
+        ValueError: it asks for something that this model does not have.
+    """
+    if text.model_type != "llama":
+        raise ValueError(
+            f"text_config: {text.model_type!r} is not supported in a LLaVA; 'llama' is."
+        )
+    unsupported = {
+        "rope_scaling": text.rope_scaling is not None,
+        "hidden_act": text.hidden_act != "silu",
+        "attention_bias": text.attention_bias,
+        "mlp_bias": text.mlp_bias,
+    }
+    for name, is_used in unsupported.items():
+        if is_used:
+            raise ValueError(
+                f"{name}: {getattr(text, name)!r} of the language model is not supported; a plain "
+                "Llama 2 or Vicuna (no rope scaling, no biases, silu) is."
+            )
+    heads = text.num_attention_heads
+    return LlavaLanguageConfig(
+        num_layers=text.num_hidden_layers,
+        hidden_size=text.hidden_size,
+        ffn_hidden_size=text.intermediate_size,
+        num_attention_heads=heads,
+        num_query_groups=text.num_key_value_heads,
+        kv_channels=text.head_dim or text.hidden_size // heads,
+        vocab_size=text.vocab_size,
+        share_embeddings_and_output_weights=text.tie_word_embeddings,
+        rotary_base=text.rope_theta,
+        layernorm_epsilon=text.rms_norm_eps,
+    )
+
+
+def vision_config_from_hf(
+    vision: CLIPVisionConfig, vision_feature_layer: int = -2, keep_class_token: bool = False
+) -> ClipTowerConfig:
+    """Translate a Hugging Face CLIP vision configuration.
+
+    Raises:
+        ValueError: another tower, another activation than quick_gelu, or feature layers that are
+            not one counted from the last.
+    """
+    if vision.model_type != "clip_vision_model":
+        raise ValueError(
+            f"vision_config: {vision.model_type!r} is not supported in a LLaVA; "
+            "'clip_vision_model' is."
+        )
+    if vision.hidden_act != "quick_gelu":
+        raise ValueError(
+            f"hidden_act: {vision.hidden_act!r} is not supported in the vision tower; "
+            "quick_gelu is."
+        )
+    if not isinstance(vision_feature_layer, int) or vision_feature_layer >= 0:
+        raise ValueError(
+            f"vision_feature_layer: {vision_feature_layer} must be one negative number (-1 is the "
+            "last layer)."
+        )
+    return ClipTowerConfig(
+        num_layers=vision.num_hidden_layers,
+        num_carried_layers=-vision_feature_layer - 1,
+        hidden_size=vision.hidden_size,
+        ffn_hidden_size=vision.intermediate_size,
+        num_attention_heads=vision.num_attention_heads,
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        keep_class_token=keep_class_token,
+        layernorm_epsilon=vision.layer_norm_eps,
+    )
+
+
+def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:
+    """Translate the configuration of a Hugging Face directory.
+
+    Raises:
+        ValueError: it asks for something that this model does not have.
+    """
+    if description.projector_hidden_act != "gelu":
+        raise ValueError(
+            f"projector_hidden_act: {description.projector_hidden_act!r} is not supported; gelu is."
+        )
+    return LlavaConfig(
+        language_transformer_config=language_config_from_hf(description.text_config),
+        vision_transformer_config=vision_config_from_hf(
+            description.vision_config,
+            description.vision_feature_layer,
+            description.vision_feature_select_strategy == "full",
+        ),
+        projector_bias=description.multimodal_projector_bias,
+        image_token_id=description.image_token_index,
+    )

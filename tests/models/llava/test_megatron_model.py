@@ -1,0 +1,182 @@
+"""The Megatron-Core model against the Hugging Face one: features, logits, loss, every gradient."""
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+pytestmark = pytest.mark.usefixtures("single_process")
+VOCABULARY, IMAGE, SIDE, SLOTS = 203, 200, 28, 4
+
+
+def make_reference(select="default", **text):
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            image_size=SIDE,
+            patch_size=14,
+            hidden_size=32,
+            num_attention_heads=2,
+            intermediate_size=48,
+            num_hidden_layers=3,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=80,
+            rms_norm_eps=1e-5,
+            **text,
+        ),
+        image_token_index=IMAGE,
+        vision_feature_select_strategy=select,
+    )
+    config.tie_word_embeddings = text.get("tie_word_embeddings", False)
+    model = LlavaForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(0.0, 0.2, generator=generator)
+            if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
+                parameter.add_(1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Makes (Hugging Face model, Megatron-Core model, table) with the same weights."""
+    from converters.checkpoint import build_model
+    from converters.llava import STYLES, llava_drops, llava_table
+    from converters.mapping import fuse_tensors
+    from models.llava.config import config_from_hf
+
+    def make(select="default", settings=(), **text):
+        reference = make_reference(select, **text)
+        config = config_from_hf(reference.config)
+        for name, value in dict(settings).items():
+            setattr(config, name, value)
+        rows = llava_table(reference.config)
+        module = build_model(config, torch.float32)
+        tensors = STYLES.disk_names(reference.state_dict())
+        for drop in llava_drops(reference.config.text_config):
+            tensors.pop(drop.hf, None)
+        module.load_state_dict(fuse_tensors(rows, tensors), strict=False)
+        return reference, module, rows
+
+    return make
+
+
+def sample(images, length, seed, slots=SLOTS):
+    """Tokens with the slots of so many images after the first token, and the images."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(0, IMAGE, (length,), generator=generator)
+    places = torch.full((images * slots,), IMAGE)
+    tiles = torch.randint(0, 256, (images, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    return torch.cat([text[:1], places, text[1:]]), tiles
+
+
+def normalised(tiles):
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
+    return (tiles.float() / 255 - mean) / std
+
+
+def reference_logits(reference, tokens, tiles):
+    images = {"pixel_values": normalised(tiles)} if len(tiles) else {}
+    return reference(input_ids=tokens.unsqueeze(0), **images).logits[0]
+
+
+def join(samples):
+    length = max(len(tokens) for tokens, _ in samples)
+    tokens = torch.zeros(len(samples), length, dtype=torch.int64)
+    for row, (own, _) in zip(tokens, samples, strict=True):
+        row[: len(own)] = own
+    return {
+        "tokens": tokens,
+        "position_ids": torch.arange(length).repeat(len(samples), 1),
+        "tiles": torch.cat([tiles for _, tiles in samples]),
+    }
+
+
+MIXED = ((1, 6), (0, 9), (3, 5), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("select", "slots", "text"),
+    [("default", 4, {}), ("full", 5, {}), ("default", 4, {"tie_word_embeddings": True})],
+)
+def test_each_sample_of_a_mixed_batch_has_the_logits_of_hugging_face(pair, select, slots, text):
+    reference, module, _ = pair(select, **text)
+    reference.eval()
+    module.eval()
+    samples = [sample(*sizes, seed, slots) for seed, sizes in enumerate(MIXED)]
+    with torch.no_grad():
+        found = module(**join(samples))
+        assert found.shape[-1] == VOCABULARY
+        for row, (tokens, tiles) in zip(found, samples, strict=True):
+            expected = reference_logits(reference, tokens, tiles)
+            assert expected.abs().max() > 1
+            assert (row[: len(tokens)] - expected).abs().max() <= 1e-4
+
+
+def test_what_the_image_shows_matters(pair):
+    _, module, _ = pair()
+    module.eval()
+    batch = join([sample(1, 5, seed=3)])
+    with torch.no_grad():
+        first, second = module(**batch), module(**(batch | {"tiles": 255 - batch["tiles"]}))
+    assert (first - second).abs().max() > 0.1
+
+
+def test_loss_and_every_gradient_agree_with_hugging_face(pair):
+    from converters.llava import STYLES
+    from converters.mapping import split_tensors
+
+    reference, module, rows = pair()
+    module.train()
+    samples = [sample(*sizes, seed) for seed, sizes in enumerate(MIXED)]
+    batch = join(samples)
+    labels = torch.full_like(batch["tokens"], -100)
+    expected = torch.zeros(())
+    for row, (tokens, tiles) in enumerate(samples):
+        wanted = tokens[1:].where(tokens[1:] != IMAGE, torch.tensor(-100))
+        labels[row, : len(wanted)] = wanted
+        logits = reference_logits(reference, tokens, tiles)[:-1]
+        expected = expected + torch.nn.functional.cross_entropy(
+            logits, wanted, ignore_index=-100, reduction="sum"
+        )
+    mask = (labels >= 0).float()
+    losses, _ = module(**batch, labels=labels, loss_mask=mask)
+    found = (losses * mask).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected.backward()
+    found.backward()
+    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
+    carried = {
+        name: torch.zeros_like(buffer)
+        for name, buffer in module.named_buffers()
+        if ".carried." in name
+    }
+    ours = split_tensors(rows, gradients | carried)
+    theirs = STYLES.disk_names(
+        {
+            name: torch.zeros_like(one) if one.grad is None else one.grad
+            for name, one in reference.named_parameters()
+        }
+    )
+    assert ours.keys() == theirs.keys()
+    for name, wanted in theirs.items():
+        difference = (ours[name] - wanted).abs().max().item()
+        assert difference <= 1e-4 * max(1.0, wanted.abs().max().item()), name
+
+
+@pytest.mark.parametrize("part", ["language_model", "vision_model", "vision_projection"])
+def test_a_frozen_part_gets_no_gradients_and_the_others_do(pair, part):
+    _, module, _ = pair(settings={f"freeze_{part}": True})
+    module.train()
+    batch = join([sample(1, 5, seed=3)])
+    labels = batch["tokens"].clone()
+    losses, _ = module(**batch, labels=labels, loss_mask=torch.ones(labels.shape))
+    losses.sum().backward()
+    for name, parameter in module.named_parameters():
+        assert (parameter.grad is None) == name.startswith(f"{part}."), name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, LlavaConfig, PretrainedConfig
 
 from converters.name_styles import NameStyles
+from converters.nvila import vision_table
 from converters.parts import language_table, vision_layers
 from converters.rows import Dropped, Rename, Row
+from models.llava.description import QKV_BIAS
 
 STYLES = NameStyles(
     {
@@ -26,10 +28,13 @@ def llava_table(description: LlavaConfig) -> list[Row]:
     Args:
         description: sizes.
     """
+    text = description.text_config
+    is_clip = description.vision_config.model_type == "clip_vision_model"
+    tower = clip_table if is_clip else vision_table
     kinds = ("weight", "bias") if description.multimodal_projector_bias else ("weight",)
     return [
-        *language_table(description.text_config, "language_model.", qkv_bias=False),
-        *clip_table(description.vision_config, -description.vision_feature_layer - 1),
+        *language_table(text, "language_model.", qkv_bias=QKV_BIAS[text.model_type]),
+        *tower(description.vision_config, -description.vision_feature_layer - 1),
         *(
             Rename(
                 hf=f"multi_modal_projector.{layer}.{kind}",
@@ -41,7 +46,7 @@ def llava_table(description: LlavaConfig) -> list[Row]:
     ]
 
 
-def llava_drops(text: LlamaConfig) -> list[Dropped]:
+def llava_drops(text: PretrainedConfig) -> list[Dropped]:
     """Rows of what older files hold beyond the model: constants, and a tied output layer again.
 
     Args:

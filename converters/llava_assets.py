@@ -16,7 +16,7 @@ from transformers import AutoProcessor, LlavaProcessor
 from models.llava.description import read_assets_config
 
 _REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
-_CLASS_TOKENS = 1
+_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
 
 def complete_assets(assets: Path, source: str) -> None:
@@ -39,7 +39,7 @@ def complete_assets(assets: Path, source: str) -> None:
         "processor_class": "LlavaProcessor",
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "num_additional_image_tokens": _CLASS_TOKENS,
+        "num_additional_image_tokens": _CLASS_TOKENS.get(config.vision_config.model_type, 0),
         "image_token": "<image>",
     }
     for name, value in wanted.items():

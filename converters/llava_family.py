@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class LlavaFamily(Family):
-    """Llama behind CLIP and a projector of two layers."""
+    """Llama or the like behind CLIP or SigLIP and a projector of two layers."""
 
     name = "llava"
     model_type = "llava"

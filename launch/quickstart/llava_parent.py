@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import (
     CLIPImageProcessor,
-    CLIPVisionConfig,
     GenerationConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerBase,
+    SiglipImageProcessor,
 )
 
 from launch.quickstart.parents import train_tokenizer
@@ -26,6 +26,8 @@ IMAGE_TOKEN = "<image>"
 class LlavaShape:
     """Sizes of a small model; those of LLaVA-1.5 in the same proportions."""
 
+    vision: Literal["clip", "siglip"] = "clip"
+    text: Literal["llama", "mistral", "qwen2"] = "llama"
     image_size: int = 56
     patch_size: int = 14
     vision_width: int = 96
@@ -52,31 +54,37 @@ def train_llava_tokenizer() -> PreTrainedTokenizerBase:
 
 def llava_config(tokenizer: PreTrainedTokenizerBase, shape: LlavaShape) -> LlavaConfig:
     """Builds config.json of a shape."""
+    is_clip = shape.vision == "clip"
     return LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=shape.image_size,
-            patch_size=shape.patch_size,
-            hidden_size=shape.vision_width,
-            num_attention_heads=shape.vision_heads,
-            intermediate_size=shape.vision_mlp_width,
-            num_hidden_layers=shape.vision_layers,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=shape.text_width,
-            num_hidden_layers=shape.text_layers,
-            num_attention_heads=shape.text_heads,
-            num_key_value_heads=shape.text_kv_heads,
-            intermediate_size=shape.text_mlp_width,
-            max_position_embeddings=shape.max_positions,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=shape.tied,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
+        vision_config={
+            "model_type": f"{shape.vision}_vision_model",
+            "image_size": shape.image_size,
+            "patch_size": shape.patch_size,
+            "hidden_size": shape.vision_width,
+            "num_attention_heads": shape.vision_heads,
+            "intermediate_size": shape.vision_mlp_width,
+            "num_hidden_layers": shape.vision_layers,
+        }
+        | ({} if is_clip else {"vision_use_head": False}),
+        text_config={
+            "model_type": shape.text,
+            "vocab_size": len(tokenizer),
+            "hidden_size": shape.text_width,
+            "num_hidden_layers": shape.text_layers,
+            "num_attention_heads": shape.text_heads,
+            "num_key_value_heads": shape.text_kv_heads,
+            "intermediate_size": shape.text_mlp_width,
+            "max_position_embeddings": shape.max_positions,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": None,
+            "tie_word_embeddings": shape.tied,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(shape.image_size // shape.patch_size) ** 2,
+        vision_feature_select_strategy="default" if is_clip else "full",
         tie_word_embeddings=shape.tied,
     )
 
@@ -106,14 +114,18 @@ def write_llava(
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(directory)
-    side = shape.image_size
     LlavaProcessor(
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-        ),
+        image_processor=_image_processor(shape),
         tokenizer=tokenizer,
         patch_size=shape.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(shape.vision == "clip"),
         chat_template=tokenizer.chat_template,
     ).save_pretrained(directory)
+
+
+def _image_processor(shape: LlavaShape) -> CLIPImageProcessor | SiglipImageProcessor:
+    side = {"height": shape.image_size, "width": shape.image_size}
+    if shape.vision == "siglip":
+        return SiglipImageProcessor(size=side)
+    return CLIPImageProcessor(size={"shortest_edge": shape.image_size}, crop_size=side)

@@ -1,4 +1,4 @@
-"""Configuration of LLaVA on Megatron-Core: CLIP, projector, Llama."""
+"""Configuration of LLaVA on Megatron-Core: CLIP or SigLIP, projector, Llama or the like."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm import LlamaConfig
 from nemo.collections.llm.fn.activation import quick_gelu
 from nemo.lightning import io
-from transformers import CLIPVisionConfig
-from transformers import LlamaConfig as HFLlamaConfig
 from transformers import LlavaConfig as HFLlavaConfig
+from transformers import PretrainedConfig
 
 from models.family_config import FamilyConfig
 from models.image_slots.config import PaddedVocabulary
 from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
-from models.llava.description import read_assets_config
+from models.llava.description import QKV_BIAS, read_assets_config
+from models.nvila.config import SiglipTowerConfig
+from models.nvila.config import vision_config_from_hf as siglip_config_from_hf
 from models.padding import VOCABULARY_MULTIPLE
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class ClipTowerConfig(TransformerConfig, io.IOMixin):
 
 @dataclass
 class LlavaLanguageConfig(PaddedVocabulary, LlamaConfig):
-    """Llama; `vocab_size` None means: what the assets say."""
+    """Llama, Mistral or Qwen2; `vocab_size` None means: what the assets say."""
 
     vocab_size: int | None = None
     make_vocab_size_divisible_by: int = VOCABULARY_MULTIPLE
@@ -88,6 +89,7 @@ class LlavaConfig(FamilyConfig):
             "num_attention_heads",
             "num_query_groups",
             "kv_channels",
+            "add_qkv_bias",
             "share_embeddings_and_output_weights",
             "rotary_base",
             "layernorm_epsilon",
@@ -100,7 +102,6 @@ class LlavaConfig(FamilyConfig):
             "num_attention_heads",
             "image_size",
             "patch_size",
-            "keep_class_token",
         ),
     }
 
@@ -116,27 +117,29 @@ class LlavaConfig(FamilyConfig):
         return MCoreLlavaModel(self, pre_process, post_process, vp_stage)
 
 
-def language_config_from_hf(text: HFLlamaConfig) -> LlavaLanguageConfig:
-    """Translate a Hugging Face Llama configuration.
+def language_config_from_hf(text: PretrainedConfig) -> LlavaLanguageConfig:
+    """Translate a Hugging Face configuration of a Llama, Mistral or Qwen2.
 
     Raises:
         ValueError: it asks for something that this model does not have.
     """
-    if text.model_type != "llama":
+    if text.model_type not in QKV_BIAS:
         raise ValueError(
-            f"text_config: {text.model_type!r} is not supported in a LLaVA; 'llama' is."
+            f"text_config: {text.model_type!r} is not supported in a LLaVA; "
+            f"{' and '.join(QKV_BIAS)} are."
         )
     unsupported = {
-        "rope_scaling": text.rope_scaling is not None,
+        "rope_scaling": getattr(text, "rope_scaling", None) is not None,
         "hidden_act": text.hidden_act != "silu",
-        "attention_bias": text.attention_bias,
-        "mlp_bias": text.mlp_bias,
+        "attention_bias": getattr(text, "attention_bias", False),
+        "mlp_bias": getattr(text, "mlp_bias", False),
+        "sliding_window": _has_sliding_window(text),
     }
     for name, is_used in unsupported.items():
         if is_used:
             raise ValueError(
                 f"{name}: {getattr(text, name)!r} of the language model is not supported; a plain "
-                "Llama 2 or Vicuna (no rope scaling, no biases, silu) is."
+                f"{text.model_type} (no rope scaling, no sliding window, no other biases, silu) is."
             )
     heads = text.num_attention_heads
     return LlavaLanguageConfig(
@@ -145,7 +148,8 @@ def language_config_from_hf(text: HFLlamaConfig) -> LlavaLanguageConfig:
         ffn_hidden_size=text.intermediate_size,
         num_attention_heads=heads,
         num_query_groups=text.num_key_value_heads,
-        kv_channels=text.head_dim or text.hidden_size // heads,
+        kv_channels=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        add_qkv_bias=QKV_BIAS[text.model_type],
         vocab_size=text.vocab_size,
         share_embeddings_and_output_weights=text.tie_word_embeddings,
         rotary_base=text.rope_theta,
@@ -153,29 +157,42 @@ def language_config_from_hf(text: HFLlamaConfig) -> LlavaLanguageConfig:
     )
 
 
+def _has_sliding_window(text: PretrainedConfig) -> bool:
+    if text.model_type == "qwen2":  # which names a size also where it uses none
+        return text.use_sliding_window
+    return getattr(text, "sliding_window", None) is not None
+
+
 def vision_config_from_hf(
-    vision: CLIPVisionConfig, vision_feature_layer: int = -2, keep_class_token: bool = False
-) -> ClipTowerConfig:
-    """Translate a Hugging Face CLIP vision configuration.
+    vision: PretrainedConfig, vision_feature_layer: int = -2, select_strategy: str = "default"
+) -> ClipTowerConfig | SiglipTowerConfig:
+    """Translate a Hugging Face configuration of a CLIP or SigLIP vision model.
+
+    Args:
+        vision: sizes.
+        vision_feature_layer: whose output has the features; -1 is the last.
+        select_strategy: "default" leaves the first feature out, "full" does not.
 
     Raises:
-        ValueError: another tower, another activation than quick_gelu, or feature layers that are
-            not one counted from the last.
+        ValueError: another tower or activation, a pooling head, or features that are not all
+            patches of one layer counted from the last.
     """
+    if not isinstance(vision_feature_layer, int) or vision_feature_layer >= 0:
+        raise ValueError(
+            f"vision_feature_layer: {vision_feature_layer} must be one negative number (-1 is the "
+            "last layer)."
+        )
+    if vision.model_type == "siglip_vision_model":
+        return _siglip_config(vision, vision_feature_layer, select_strategy)
     if vision.model_type != "clip_vision_model":
         raise ValueError(
-            f"vision_config: {vision.model_type!r} is not supported in a LLaVA; "
-            "'clip_vision_model' is."
+            f"vision_config: {vision.model_type!r} is not supported in a LLaVA; clip_vision_model "
+            "and siglip_vision_model are."
         )
     if vision.hidden_act != "quick_gelu":
         raise ValueError(
             f"hidden_act: {vision.hidden_act!r} is not supported in the vision tower; "
             "quick_gelu is."
-        )
-    if not isinstance(vision_feature_layer, int) or vision_feature_layer >= 0:
-        raise ValueError(
-            f"vision_feature_layer: {vision_feature_layer} must be one negative number (-1 is the "
-            "last layer)."
         )
     return ClipTowerConfig(
         num_layers=vision.num_hidden_layers,
@@ -185,9 +202,25 @@ def vision_config_from_hf(
         num_attention_heads=vision.num_attention_heads,
         image_size=vision.image_size,
         patch_size=vision.patch_size,
-        keep_class_token=keep_class_token,
+        keep_class_token=select_strategy == "full",
         layernorm_epsilon=vision.layer_norm_eps,
     )
+
+
+def _siglip_config(
+    vision: PretrainedConfig, vision_feature_layer: int, select_strategy: str
+) -> SiglipTowerConfig:
+    if select_strategy != "full":
+        raise ValueError(
+            f"vision_feature_select_strategy: {select_strategy!r} would leave a patch of SigLIP "
+            "out, which has no class token; 'full' is expected."
+        )
+    if getattr(vision, "vision_use_head", True):
+        raise ValueError(
+            "vision_use_head: true is not supported in a LLaVA: its pooling head has no use there; "
+            "save the tower without it."
+        )
+    return siglip_config_from_hf(vision, vision_feature_layer)
 
 
 def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:
@@ -205,7 +238,7 @@ def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:
         vision_transformer_config=vision_config_from_hf(
             description.vision_config,
             description.vision_feature_layer,
-            description.vision_feature_select_strategy == "full",
+            description.vision_feature_select_strategy,
         ),
         projector_bias=description.multimodal_projector_bias,
         image_token_id=description.image_token_index,

@@ -8,6 +8,9 @@ from transformers import LlavaConfig
 
 from models.assets_config import read_config
 
+QKV_BIAS = {"llama": False, "mistral": False, "qwen2": True}
+"""The language models, and whether their query, key and value have a bias."""
+
 
 def read_assets_config(assets: str | Path) -> LlavaConfig:
     """Read config.json of an assets folder.

@@ -42,6 +42,8 @@ def write(tokenizer, tmp_path):
     [
         {},
         {"text_kv_heads": 2, "tied": True, "vision_layers": 4, "image_size": 70},
+        {"vision": "siglip", "text": "qwen2", "text_kv_heads": 2},
+        {"text": "mistral", "text_kv_heads": 2},
     ],
 )
 def test_there_and_back(write, shape, tmp_path):

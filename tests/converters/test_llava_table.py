@@ -97,8 +97,8 @@ def test_the_table_has_the_keys_and_shapes_of_both_models(published, size):
     ("change", "message"),
     [
         (
-            {"text_config": {"model_type": "mistral"}},
-            "text_config: 'mistral' is not supported in a LLaVA",
+            {"text_config": {"model_type": "gemma"}},
+            "text_config: 'gemma' is not supported in a LLaVA; llama and mistral and qwen2 are",
         ),
         (
             {"text_config": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}},
@@ -106,8 +106,23 @@ def test_the_table_has_the_keys_and_shapes_of_both_models(published, size):
         ),
         ({"text_config": {"attention_bias": True}}, "attention_bias: True .* is not supported"),
         (
-            {"vision_config": {"model_type": "siglip_vision_model"}},
-            "vision_config: 'siglip_vision_model' is not supported in a LLaVA",
+            {"vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False}},
+            "vision_feature_select_strategy: 'default' would leave a patch of SigLIP out",
+        ),
+        (
+            {
+                "vision_config": {"model_type": "siglip_vision_model"},
+                "vision_feature_select_strategy": "full",
+            },
+            "vision_use_head: true is not supported",
+        ),
+        (
+            {"vision_config": {"model_type": "vit", "hidden_act": "gelu"}},
+            "vision_config: 'vit' is not supported in a LLaVA",
+        ),
+        (
+            {"text_config": {"model_type": "mistral", "sliding_window": 4096}},
+            "sliding_window: 4096 of the language model",
         ),
         ({"vision_config": {"hidden_act": "gelu"}}, "hidden_act: 'gelu' is not supported"),
         ({"vision_feature_layer": [-2, -5]}, "vision_feature_layer: .* one negative number"),

@@ -387,6 +387,8 @@ def test_an_output_that_is_not_empty_and_another_family(converted, tmp_path):
         export_checkpoint(checkpoint, tmp_path)
     with pytest.raises(ValueError, match="holds a model of type 'mllama'; nvila_lite is expected"):
         import_checkpoint("nvila", hf, tmp_path / "out")
-    with pytest.raises(ValueError, match="family: 'gpt' is unknown; allowed are nvila, mllama"):
+    with pytest.raises(
+        ValueError, match="family: 'gpt' is unknown; allowed are nvila, mllama, llava"
+    ):
         import_checkpoint("gpt", hf, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -2,32 +2,40 @@
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 pytestmark = pytest.mark.usefixtures("single_process")
 VOCABULARY, IMAGE, SIDE, SLOTS = 203, 200, 28, 4
 
 
-def make_reference(select="default", **text):
+MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
+DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5, 0.5)}
+
+
+def make_reference(vision="clip", select="default", **text):
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=SIDE,
-            patch_size=14,
-            hidden_size=32,
-            num_attention_heads=2,
-            intermediate_size=48,
-            num_hidden_layers=3,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=80,
-            rms_norm_eps=1e-5,
-            **text,
-        ),
+        vision_config={
+            "model_type": f"{vision}_vision_model",
+            "image_size": SIDE,
+            "patch_size": 14,
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "intermediate_size": 48,
+            "num_hidden_layers": 3,
+        }
+        | ({"vision_use_head": False} if vision == "siglip" else {}),
+        text_config={
+            "model_type": "llama",
+            "vocab_size": VOCABULARY,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 80,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": None,
+        }
+        | text,
         image_token_index=IMAGE,
         vision_feature_select_strategy=select,
     )
@@ -50,8 +58,8 @@ def pair():
     from converters.mapping import fuse_tensors
     from models.llava.config import config_from_hf
 
-    def make(select="default", settings=(), **text):
-        reference = make_reference(select, **text)
+    def make(settings=(), **options):
+        reference = make_reference(**options)
         config = config_from_hf(reference.config)
         for name, value in dict(settings).items():
             setattr(config, name, value)
@@ -75,14 +83,10 @@ def sample(images, length, seed, slots=SLOTS):
     return torch.cat([text[:1], places, text[1:]]), tiles
 
 
-def normalised(tiles):
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
-    return (tiles.float() / 255 - mean) / std
-
-
 def reference_logits(reference, tokens, tiles):
-    images = {"pixel_values": normalised(tiles)} if len(tiles) else {}
+    kind = reference.config.vision_config.model_type.partition("_")[0]
+    mean, std = (torch.tensor(one[kind]).view(3, 1, 1) for one in (MEANS, DEVIATIONS))
+    images = {"pixel_values": (tiles.float() / 255 - mean) / std} if len(tiles) else {}
     return reference(input_ids=tokens.unsqueeze(0), **images).logits[0]
 
 
@@ -101,12 +105,25 @@ def join(samples):
 MIXED = ((1, 6), (0, 9), (3, 5), (1, 2))
 
 
+SIGLIP = {"vision": "siglip", "select": "full"}
+COMBINATIONS = {
+    "clip-llama": {},
+    "clip-mistral": {"model_type": "mistral"},
+    "clip-qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "siglip-llama": {**SIGLIP, "tie_word_embeddings": True},
+    "siglip-mistral": {**SIGLIP, "model_type": "mistral", "head_dim": 16},
+    "siglip-qwen2": {**SIGLIP, "model_type": "qwen2"},
+}
+all_combinations = pytest.mark.parametrize("options", COMBINATIONS.values(), ids=COMBINATIONS)
+
+
 @pytest.mark.parametrize(
-    ("select", "slots", "text"),
-    [("default", 4, {}), ("full", 5, {}), ("default", 4, {"tie_word_embeddings": True})],
+    ("options", "slots"),
+    [*((one, 4) for one in COMBINATIONS.values()), ({"select": "full"}, 5)],
+    ids=[*COMBINATIONS, "class-token"],
 )
-def test_each_sample_of_a_mixed_batch_has_the_logits_of_hugging_face(pair, select, slots, text):
-    reference, module, _ = pair(select, **text)
+def test_each_sample_of_a_mixed_batch_has_the_logits_of_hugging_face(pair, options, slots):
+    reference, module, _ = pair(**options)
     reference.eval()
     module.eval()
     samples = [sample(*sizes, seed, slots) for seed, sizes in enumerate(MIXED)]
@@ -128,11 +145,12 @@ def test_what_the_image_shows_matters(pair):
     assert (first - second).abs().max() > 0.1
 
 
-def test_loss_and_every_gradient_agree_with_hugging_face(pair):
+@all_combinations
+def test_loss_and_every_gradient_agree_with_hugging_face(pair, options):
     from converters.llava import STYLES
     from converters.mapping import split_tensors
 
-    reference, module, rows = pair()
+    reference, module, rows = pair(**options)
     module.train()
     samples = [sample(*sizes, seed) for seed, sizes in enumerate(MIXED)]
     batch = join(samples)

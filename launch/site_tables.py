@@ -244,6 +244,13 @@ class Kubeflow(Table):
     image_pull_secrets: tuple[str, ...] = ()
     pod: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _the_pod_keeps_what_is_ours(self) -> Kubeflow:
+        taken = {"containers", "volumes"} & self.pod.keys()
+        if taken:
+            raise ValueError(f"pod: {' and '.join(sorted(taken))} would replace what a job needs")
+        return self
+
 
 class DgxCloud(Table):
     """DGX Cloud or another Run:ai cluster, submitted to from a machine that has its storage.

@@ -14,7 +14,7 @@ import nemo_run as run
 from torchx.specs import AppState
 
 from launch.attempts import attempts_file, bad_nodes
-from launch.code_version import PROJECT_ROOT, find_code_version
+from launch.code_version import PROJECT_ROOT, CodeVersion, find_code_version
 from launch.executors.job_request import JobRequest
 from launch.executors.schedulers import SCHEDULERS
 from launch.job_script import REPLACED
@@ -56,15 +56,29 @@ def submit(
         return done
     site = _without_bad_nodes(site, todo)
     scheduler = SCHEDULERS[site.scheduler]
+    # NeMo-Run would start a stage although the one before has failed: one at a time.
+    batches = [todo] if scheduler.chains else [[recipe] for recipe in todo]
     detaches = scheduler.chains or (scheduler.detaches and len(todo) == 1)
+    for batch in batches:
+        done |= _hand_over(batch, site, code, dryrun=dryrun, detaches=detaches)
+        if done.get("failed"):
+            break
+    return done
+
+
+def _hand_over(
+    recipes: Sequence[run.Partial], site: Site, code: CodeVersion, dryrun: bool, detaches: bool
+) -> dict[str, Any]:
+    """Make one experiment of recipes that follow each other."""
+    scheduler = SCHEDULERS[site.scheduler]
     with (
         tempfile.TemporaryDirectory() as sent,
-        _experiment(todo[-1].log.name) as experiment,
+        _experiment(recipes[-1].log.name) as experiment,
     ):
         folder = Path(experiment._exp_dir)
         _check_folder(folder, site)
         before: list[str] = []
-        for recipe in todo:
+        for recipe in recipes:
             request = JobRequest(recipe, site, code, Path(sent))
             before = [
                 experiment.add(
@@ -82,8 +96,8 @@ def submit(
         for job in experiment.jobs:
             print(scheduler.describe(job))
         shutil.rmtree(folder)
-        return done | {"dryrun": True}
-    done["experiment"] = str(folder)
+        return {"dryrun": True}
+    done: dict[str, Any] = {"experiment": str(folder)}
     if detaches:
         return done | {"jobs": {job.id: _number(job.handle) for job in experiment.jobs}}
     return done | {"failed": any(job.state is not AppState.SUCCEEDED for job in experiment.jobs)}

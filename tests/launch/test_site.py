@@ -94,6 +94,11 @@ def test_values_arrive_as_text_and_names_keep_their_case(write_site):
             "container.mounts does not go with scheduler skypilot",
         ),
         ('scratch = "/fast"\n' + DOCKER, "scratch: /fast is not in the container; add it"),
+        (
+            'gpus_per_node = 8\nscheduler = "kubeflow"\n[container]\nimage = "x"\n'
+            '[kubeflow]\nclaim = "a"\npod = { volumes = [] }',
+            "kubeflow: pod: volumes would replace what a job needs",
+        ),
         (DGX_CLOUD, "dgx_cloud: job_folder: /jobs is in none of the claims' folders"),
         ('scheduler = "local"\ngpus_per_node = -1', "gpus_per_node: Input should be greater"),
         ("scheduler = ", "mine.toml is no TOML"),

@@ -21,7 +21,7 @@ SITE = {"gpu": "h100", "gpus_per_node": 8, "environment": VALUES, "container": {
 @pytest.fixture
 def submit(nemo, monkeypatch, tmp_path):
     """Submits a recipe to a site with NeMo-Run's own files in a folder of the test."""
-    from launch.factory import build_recipe
+    from launch.factory import build_stages
     from launch.submit import submit
 
     home = tmp_path / "nemo_run_home"
@@ -33,17 +33,18 @@ def submit(nemo, monkeypatch, tmp_path):
     ):
         module = importlib.import_module(f"nemo_run.{place}")
         monkeypatch.setattr(module, name, str(tmp_path / f"{name}.json"))
-    monkeypatch.setattr("launch.submit.check_files", lambda recipe: None)
+    for check in ("check_files", "check_data_files"):
+        monkeypatch.setattr(f"launch.submit.{check}", lambda recipe: None)
 
-    def run(folder, num_nodes, **tables):
-        factory = (
-            f"nvila(stage='sft', size='15b', num_nodes={num_nodes}, dir='{folder}', "
-            f"init_from='{folder}/pretrain')"
+    def run(folder, num_nodes, stages="sft", **tables):
+        recipes = build_stages(
+            f"nvila(size='15b', num_nodes={num_nodes}, dir='{folder}')",
+            stages,
+            [f"data.train_paths={folder}/sft.jsonl"],
         )
-        recipe = build_recipe(factory, [f"data.train_paths={folder}/sft.jsonl"])
         with open(os.devnull) as nothing:
             monkeypatch.setattr("sys.stdin", nothing)
-            return submit([recipe], Site.model_validate(SITE | tables), allow_dirty=True)
+            return submit(recipes, Site.model_validate(SITE | tables), allow_dirty=True)
 
     run.home = home
     return run
@@ -56,36 +57,51 @@ def texts_below(*folders):
                 yield path.read_bytes()
 
 
-@pytest.mark.parametrize("exit_status", [0, 1])
-def test_a_container_is_started_by_docker(exit_status, submit, monkeypatch, tmp_path):
-    def create(content):
-        (folder,) = [bind.partition(":")[0] for bind in content["HostConfig"]["Binds"][1:]]
-        assert (Path(folder) / "code" / "launch" / "site.py").is_file()
-        assert (Path(folder) / "configs" / "sft_fn_or_script").is_file()
-        # The container ends at once.
-        status = {"id": "x", "exit_code": str(exit_status)}
-        (Path(folder) / f"status_{content['Hostname']}.out").write_text(json.dumps(status))
-        return 201, {"Id": "c"}
+@pytest.fixture
+def docker(monkeypatch):
+    """A Docker daemon whose containers end at once, with this exit status; gives its requests."""
+    servers = []
 
-    answers = {
-        "GET .*/version": (200, {"ApiVersion": "1.43"}),
-        "POST .*/images/create.*": (200, {"status": "there"}),
-        "GET .*/images/nemo:1/json": (200, {"Id": "sha256:1", "RepoTags": ["nemo:1"]}),
-        "POST .*/containers/create.*": create,
-        "POST .*/containers/c/start": (204, None),
-        "GET .*/containers/c/json": (
-            200,
-            {"Id": "c", "Name": "/c", "State": {"Status": "running"}},
-        ),
-        "GET .*/containers/json.*": (200, []),
-    }
-    with ApiServer(answers) as server:
-        monkeypatch.setenv("DOCKER_HOST", f"tcp://{server.address}")
-        container = SITE["container"] | {"mounts": [f"{tmp_path}:{tmp_path}"]}
-        done = submit(tmp_path, 1, scheduler="docker", container=container)
+    def start(exit_status):
+        def create(content):
+            (folder,) = [bind.partition(":")[0] for bind in content["HostConfig"]["Binds"][1:]]
+            assert (Path(folder) / "code" / "launch" / "site.py").is_file()
+            assert list((Path(folder) / "configs").glob("*_fn_or_script"))
+            status = {"id": "x", "exit_code": str(exit_status)}
+            (Path(folder) / f"status_{content['Hostname']}.out").write_text(json.dumps(status))
+            return 201, {"Id": "c"}
+
+        answers = {
+            "GET .*/version": (200, {"ApiVersion": "1.43"}),
+            "POST .*/images/create.*": (200, {"status": "there"}),
+            "GET .*/images/nemo:1/json": (200, {"Id": "sha256:1", "RepoTags": ["nemo:1"]}),
+            "POST .*/containers/create.*": create,
+            "POST .*/containers/c/start": (204, None),
+            "GET .*/containers/c/json": (200, {"Id": "c", "State": {"Status": "running"}}),
+            "GET .*/containers/json.*": (200, []),
+        }
+        servers.append(ApiServer(answers))
+        servers[0].__enter__()
+        monkeypatch.setenv("DOCKER_HOST", f"tcp://{servers[0].address}")
+        return servers[0].requests
+
+    yield start
+    for server in servers:
+        server.__exit__()
+
+
+def containers_of(requests):
+    return [content for _, path, content in requests if "containers/create" in path]
+
+
+@pytest.mark.parametrize("exit_status", [0, 1])
+def test_a_container_is_started_by_docker(exit_status, docker, submit, tmp_path):
+    requests = docker(exit_status)
+    container = SITE["container"] | {"mounts": [f"{tmp_path}:{tmp_path}"]}
+    done = submit(tmp_path, 1, scheduler="docker", container=container)
     assert done["failed"] is bool(exit_status)
-    (created,) = [content for _, path, content in server.requests if "containers/create" in path]
-    assert [path for _, path, _ in server.requests if path.endswith("/c/start")]
+    (created,) = containers_of(requests)
+    assert [path for _, path, _ in requests if path.endswith("/c/start")]
     assert VALUES.items() <= dict(one.split("=", 1) for one in created["Env"]).items()
     assert (created["Image"], created["WorkingDir"]) == ("nemo:1", "/nemo_run/code")
     command = " ".join(created["Cmd"])
@@ -96,6 +112,17 @@ def test_a_container_is_started_by_docker(exit_status, submit, monkeypatch, tmp_
     assert host["Binds"][0] == f"{tmp_path}:{tmp_path}"
     assert (host["ShmSize"], host["NetworkMode"]) == (64 * 2**30, "host")
     assert host["DeviceRequests"][0]["Count"] == 8
+
+
+@pytest.mark.parametrize(("exit_status", "started"), [(0, 2), (1, 1)])
+def test_a_stage_is_not_started_when_the_one_before_has_failed(
+    exit_status, started, docker, submit, tmp_path
+):
+    requests = docker(exit_status)
+    container = SITE["container"] | {"mounts": [f"{tmp_path}:{tmp_path}"]}
+    done = submit(tmp_path, 1, "align,sft", scheduler="docker", container=container)
+    assert done["failed"] is bool(exit_status)
+    assert len(containers_of(requests)) == started
 
 
 def test_a_workload_is_created_on_dgx_cloud_and_its_secret_is_written_nowhere(

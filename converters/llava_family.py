@@ -79,7 +79,7 @@ class LlavaFamily(Family):
         complete_assets(assets, source)
 
     def prompts(self, processor: Any, description: PretrainedConfig) -> dict[str, Prompt]:
-        """One image, two images of other shapes, text only."""
+        """One image, two images of other shapes, an image behind its question, text only."""
         size = description.vision_config.image_size
         wide, tall = (
             gradient_image(size * 2, size, seed=1),
@@ -93,6 +93,7 @@ class LlavaFamily(Family):
             "two_images": Prompt(
                 text="USER: <image>\nと<image>\nは同じですか? ASSISTANT:", images=(wide, tall)
             ),
+            "image_last": Prompt(text="USER: これは何ですか?\n<image> ASSISTANT:", images=(tall,)),
             "text_only": Prompt(text="USER: 日本で一番高い山は何ですか? ASSISTANT:"),
         }
 

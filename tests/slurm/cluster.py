@@ -13,6 +13,11 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.free_ports import free_port
+
+LAST_STATES = ("COMPLETED", "FAILED", "CANCELLED")
+"""On its way to another attempt a job is COMPLETING, PREEMPTED, REQUEUED or CONFIGURING too."""
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 # Why: a requeued job waits cred_expire seconds; SlurmdTimeout is when a silent node counts as lost;
 # MinJobAge keeps ended jobs in squeue, which stands in for sacct; no cgroups are needed; and the
@@ -111,7 +116,7 @@ class Cluster:
         key = self.folder / "munge" / "key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)
-        port = _free_ports(len(self.nodes) + 1)
+        port = free_port()  # and one for each node after it
         (self.folder / "slurm.conf").write_text(
             CONFIGURATION.format(
                 folder=self.folder,
@@ -226,16 +231,3 @@ class Cluster:
 
 def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
-
-
-def _free_ports(count: int) -> int:
-    """Return the first of so many free ports in a row."""
-    for first in range(20_000 + os.getpid() % 20_000, 60_000, count):
-        with contextlib.ExitStack() as sockets:
-            try:
-                for port in range(first, first + count):
-                    sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise RuntimeError("no free ports")

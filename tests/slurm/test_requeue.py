@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch.job_script import requeue_lines
+from tests.slurm.cluster import LAST_STATES
 from tests.small_disk import fill, mounted
 
 ROOT = Path(__file__).parents[2]
@@ -128,8 +129,7 @@ class Job:
         return self.cluster.call("squeue", "-h", "-t", "all", "-j", self.number, "-o", "%T")
 
     def end(self):
-        going = ("PENDING", "RUNNING", "COMPLETING")
-        self.cluster.wait_until(lambda: self.state not in going, self.log, 240)
+        self.cluster.wait_until(lambda: self.state in LAST_STATES, self.log, 240)
         return self.state
 
     def wait_for_ranks(self):

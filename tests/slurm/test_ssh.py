@@ -10,6 +10,7 @@ import pytest
 
 from recipes.steps_file import RUN_FILE, STEPS_FILE, read_steps
 from tests.nano_start import write_nano_start
+from tests.slurm.cluster import LAST_STATES
 from tests.slurm.login_node import LoginNode, missing_programs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -110,8 +111,7 @@ def test_a_training_is_submitted_over_ssh(train, cluster, login_node, tmp_path):
         return cluster.call("squeue", "-h", "-t", "all", "-j", number, "-o", "%T")
 
     logs = tmp_path / "jobs"
-    going = ("PENDING", "RUNNING", "COMPLETING")
-    cluster.wait_until(lambda: state() not in going, "the end of the job", seconds=400)
+    cluster.wait_until(lambda: state() in LAST_STATES, "the end of the job", seconds=400)
     text = "".join(path.read_text() for path in logs.rglob("*.out"))
     assert state() == "COMPLETED", text[-3000:]
     run = tmp_path / "runs" / "sft"

@@ -8,7 +8,8 @@ from launch.run_report import report_page
 from launch.run_state import RunState
 from models.checkpoint_paths import newest_checkpoint
 from tests.recipes.steps import assert_same_steps, steps_of
-from tests.slurm.training import GOING, SITE, Training
+from tests.slurm.cluster import LAST_STATES
+from tests.slurm.training import SITE, Training
 from tests.small_disk import fill, mounted
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -40,7 +41,7 @@ def test_a_training_on_two_nodes_survives_all_faults_and_equals_one_without(laun
     job.wait(lambda: job.state == "PENDING", "the node's loss")
     cluster.start_node(last[1])
 
-    cluster.wait_until(lambda: job.state not in GOING, "the end", seconds=400)
+    cluster.wait_until(lambda: job.state in LAST_STATES, "the end", seconds=400)
     assert job.state == "COMPLETED", job.attempts()
     begun = [line["nodes"] for line in job.attempts() if "nodes" in line]
     ends = [line for line in job.attempts() if "end" in line]
@@ -95,7 +96,7 @@ def test_a_training_waits_for_space_and_tries_a_spike_once_more(launch, cluster)
         filler.unlink()
         # Somebody has made room, and does not want to wait for ten minutes.
         cluster.call("scontrol", "update", f"JobId={job.number}", "StartTime=now")
-        cluster.wait_until(lambda: job.state not in GOING, "the end", seconds=400)
+        cluster.wait_until(lambda: job.state in LAST_STATES, "the end", seconds=400)
         assert job.state == "COMPLETED", job.attempts()
         ends = [(line["reason"], line["bad_nodes"]) for line in job.attempts() if "end" in line]
         back = ("a bad step, gone back", [])

@@ -6,8 +6,8 @@ import psutil
 
 from launch.attempts import attempts_file, read_attempts
 from models.checkpoint_paths import newest_checkpoint, unfinished_checkpoints
+from tests.slurm.cluster import LAST_STATES
 
-GOING = ("PENDING", "RUNNING", "COMPLETING")
 RUNNER = "nemo_run.core.runners.fdl_runner"
 SITE = """
 scheduler = "slurm"
@@ -45,7 +45,7 @@ class Training:
 
     def wait(self, done, what):
         def ended():
-            assert self.state in GOING, self.attempts()
+            assert self.state not in LAST_STATES, self.attempts()
             return done()
 
         self.cluster.wait_until(ended, what, seconds=400)

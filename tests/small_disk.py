@@ -21,8 +21,9 @@ def mounted(folder, nbytes):
 
 
 def fill(folder, spare_bytes):
-    """Write a file that leaves so many bytes, and return its path."""
+    """Let a file grow so that so many bytes are left, or fewer where others write; return it."""
     path = folder / "filler"
     status = os.statvfs(folder)
-    path.write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - spare_bytes)))
+    with path.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        file.write(bytes(max(0, status.f_bavail * status.f_frsize - spare_bytes)))
     return path

@@ -90,10 +90,15 @@ def test_a_training_waits_for_space_and_tries_a_spike_once_more(launch, cluster)
         report = launch("going_back", 2, overrides, site)
         job = Training(cluster, report, "going_back")
         job.wait(lambda: newest_checkpoint(disk / "checkpoints"), "a checkpoint")
-        filler = fill(disk, 500_000)
-        job.wait(lambda: [line for line in job.attempts() if "end" in line], "a full disk")
+
+        def is_ended():
+            fill(disk, 500_000)  # also what an older checkpoint has left
+            return [line for line in job.attempts() if "end" in line]
+
+        job.wait(is_ended, "a full disk")
         job.wait(lambda: job.state == "PENDING", "its second attempt")
-        filler.unlink()
+        cluster.wait_until(lambda: not cluster.processes(), "the end of the first one's script")
+        (disk / "filler").unlink()
         # Somebody has made room, and does not want to wait for ten minutes.
         cluster.call("scontrol", "update", f"JobId={job.number}", "StartTime=now")
         cluster.wait_until(lambda: job.state in LAST_STATES, "the end", seconds=400)

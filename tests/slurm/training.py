@@ -43,6 +43,10 @@ class Training:
         """What the ranks of an attempt have printed."""
         return "".join(path.read_text() for path in self.job_folder.rglob(f"log-*_{attempt}.out"))
 
+    def script_log(self):
+        """What the job's script has printed."""
+        return "".join(path.read_text() for path in self.job_folder.rglob("sbatch_*.out"))
+
     def wait(self, done, what):
         def ended():
             assert self.state not in LAST_STATES, self.attempts()

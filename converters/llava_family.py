@@ -15,6 +15,7 @@ from converters.gradient_image import gradient_image
 from converters.lazy import LazyTensor
 from converters.llava import STYLES, llava_drops, llava_table
 from converters.llava_assets import complete_assets
+from converters.pixels import as_uint8
 from converters.rows import Dropped, Row
 from models.llava.description import read_assets_config
 
@@ -101,18 +102,9 @@ class LlavaFamily(Family):
         """Tokens and uint8 images."""
         tokens, pixels = inputs["input_ids"], inputs.get("pixel_values")
         if pixels is not None:
-            pixels = _as_uint8(processor.image_processor, pixels)
+            pixels = as_uint8(processor.image_processor, pixels)
         return {
             "tokens": tokens,
             "position_ids": torch.arange(tokens.shape[1]).unsqueeze(0),
             "tiles": pixels,
         }
-
-
-def _as_uint8(image_processor: Any, pixels: Tensor) -> Tensor:
-    """Undo the rescaling and normalisation: float[n, 3, H, W] -> uint8[n, 3, H, W]."""
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1)
-        for values in (image_processor.image_mean, image_processor.image_std)
-    )
-    return ((pixels * std + mean) / image_processor.rescale_factor).round().to(torch.uint8)

@@ -17,6 +17,7 @@ from converters.gradient_image import gradient_image
 from converters.lazy import LazyTensor
 from converters.mllama import STYLES, mllama_table
 from converters.mllama_assets import complete_assets
+from converters.pixels import as_uint8
 from converters.rows import ConversionError, Row
 from models.mllama.description import read_assets_config
 
@@ -129,7 +130,7 @@ class MllamaFamily(Family):
         is_real = inputs["aspect_ratio_mask"][0].bool()
         spans = get_cross_attention_token_mask(tokens[0].tolist(), processor.image_token_id)
         return arguments | {
-            "tiles": _as_uint8(processor.image_processor, inputs["pixel_values"][0][is_real]),
+            "tiles": as_uint8(processor.image_processor, inputs["pixel_values"][0][is_real]),
             "tiles_per_image": is_real.sum(dim=1),
             "aspect_ratio_ids": inputs["aspect_ratio_ids"][0],
             "images_per_sample": torch.tensor([len(is_real)]),
@@ -142,15 +143,6 @@ class MllamaFamily(Family):
 
 def _text(text: str) -> dict[str, str]:
     return {"type": "text", "text": text}
-
-
-def _as_uint8(image_processor: Any, pixels: Tensor) -> Tensor:
-    """Undo the rescaling and normalisation: float[t, 3, H, W] -> uint8[t, 3, H, W]."""
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1)
-        for values in (image_processor.image_mean, image_processor.image_std)
-    )
-    return ((pixels * std + mean) / image_processor.rescale_factor).round().to(torch.uint8)
 
 
 def _layer_numbers(names: Iterable[str]) -> tuple[set[int], set[int]]:

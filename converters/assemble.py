@@ -10,54 +10,38 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from converters.assembly import Assembly
 from converters.checkpoint_writer import fitting_structure, write_checkpoint
-from converters.hf_directory import write_assets
 from converters.hf_weights import HfWeights
 from converters.lazy import HeldTensor, LazyTensor, Stacked, cast, row_ranges
 from converters.mapping import to_megatron, without_dropped
-from converters.nvila import EMBEDDING, OUTPUT, WHOLE_SIGLIP, nvila_drops, nvila_table
+from converters.nvila_assembly import NvilaAssembly
 from converters.output import new_directory, refuse_existing
 from converters.parents import read_parent_config
 from converters.request import DEFAULT, Request, in_one_dtype, plan, total_bytes
-from models.nvila.config import config_from_hf
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
-from models.nvila.projector import build_projector
-
-MEDIA_TOKENS = ("<vila/sentinel>", "<image>", "<vila/video>")
-"""Added to the language model's tokenizer in the published order."""
-
-BEGIN_TOKEN, PADDING_TOKEN = "[BOS]", "[PAD]"
-"""Added after them: [BOS] where the tokenizer has none, [PAD] always, as published."""
 
 
 def assemble(
     llm: str | Path,
     vision: str | Path,
     out: str | Path,
-    projector: str = "mlp_downsample_2x2_fix",
-    max_tiles: int = 12,
+    assembly: Assembly | None = None,
     seed: int = 1234,
     request: Request = DEFAULT,
 ) -> dict[str, object]:
     """Write a NeMo checkpoint made of two Hugging Face models and a fresh projector.
 
-    The vocabulary becomes exactly the tokenizer's: the padding rows of the published Qwen tables
-    are cut and each new row is the mean of the rows before it, as in the published code. All parts
-    take the dtype of the language model, or the requested one.
+    The vocabulary becomes exactly the tokenizer's: padding rows of the published tables are cut and
+    each new row is the mean of the rows before it, as in NVILA's published code. All parts take the
+    dtype of the language model, or the requested one.
 
     Args:
-        llm: Hugging Face directory of a Qwen2 model with a tokenizer and a chat template.
-        vision: Hugging Face directory of a SigLIP (vision) model.
+        llm: Hugging Face directory of a language model with a tokenizer.
+        vision: Hugging Face directory of a vision model, or of one that has it as a part.
         out: checkpoint to write; must not exist or be empty.
-        projector: mlp_downsample_2x2_fix or mlp_downsample_3x3_fix.
-        max_tiles: tiles of one image at inference, the thumbnail not counted.
+        assembly: of the family; None is NVILA with its defaults.
         seed: of the projector's initialisation (PyTorch's defaults).
         request: how to convert.
 
@@ -68,48 +52,39 @@ def assemble(
         ValueError: an input is no model of the expected family, or `out` is not empty or has no
             room.
     """
+    assembly = assembly or NvilaAssembly()
     refuse_existing(out)
-    text_config = read_parent_config(llm, Qwen2Config, "llm")
-    vision_config = read_parent_config(vision, SiglipVisionConfig, "vision")
+    text_config = read_parent_config(llm, assembly.language_configs, "llm")
+    vision_config = read_parent_config(vision, assembly.vision_configs, "vision")
     tokenizer = _load_tokenizer(llm)
     known = len(tokenizer)
-    _extend_tokenizer(tokenizer)
+    assembly.prepare_tokenizer(tokenizer, llm)
     text_config.vocab_size = len(tokenizer)
-    llm_weights, vision_weights = HfWeights(llm, "llm."), HfWeights(vision, "vision_tower.")
-    language = _language_tensors(f"llm: {llm}", llm_weights, text_config, known, request.dtype)
-    dtype = next(iter(language.values())).dtype
-    tower = without_dropped(WHOLE_SIGLIP, vision_weights.tensors, f"vision: {vision}")
-    description = NVILALiteConfig(
-        text_config=text_config,
-        vision_config=vision_config,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        newline_token_id=_newline_id(tokenizer, llm),
-        mm_projector_type=projector,
-        max_tiles=max_tiles,
+    language, tower = (
+        HfWeights(llm, assembly.language_prefix),
+        HfWeights(vision, assembly.vision_prefix),
     )
+    tensors = _language_tensors(assembly, f"llm: {llm}", language, text_config, known, request)
+    dtype = next(iter(tensors.values())).dtype
+    kept = without_dropped(
+        assembly.vision_drops(vision_config), tower.tensors, f"vision: {vision}", tower.release
+    )
+    tensors |= {name: cast(tensor, dtype) for name, tensor in kept.items()}
+    description = assembly.describe(text_config, vision_config, tokenizer)
     description.torch_dtype = dtype
-    tensors = (
-        language
-        | {name: cast(tensor, dtype) for name, tensor in tower.items()}
-        | _fresh_projector(description, seed)
-    )
-    megatron = to_megatron(nvila_table(description), tensors)
+    tensors |= _fresh_projector(assembly, description, seed)
+    megatron = to_megatron(assembly.table(description), tensors)
+    config = assembly.megatron_config(description)
     if request.dry_run:
-        fitting_structure(config_from_hf(description), megatron)
+        fitting_structure(config, megatron)
         return plan(megatron, out)
+    release = partial(_release, language, tower)
     with (
         new_directory(out, total_bytes(megatron)) as folder,
         tempfile.TemporaryDirectory() as assets,
     ):
-        write_assets(Path(assets), description, tokenizer)
-        write_checkpoint(
-            folder,
-            config_from_hf(description),
-            megatron,
-            Path(assets),
-            partial(_release, llm_weights, vision_weights),
-            request.jobs,
-        )
+        assembly.write_assets(Path(assets), description, tokenizer, vision)
+        write_checkpoint(folder, config, megatron, Path(assets), release, request.jobs)
     return {
         "parameters": sum(prod(tensor.shape) for tensor in tensors.values()),
         "dtype": str(dtype).removeprefix("torch."),
@@ -124,46 +99,28 @@ def _release(*weights: HfWeights) -> None:
 
 def _load_tokenizer(llm: str | Path) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(llm)
+        return AutoTokenizer.from_pretrained(llm)
     except (OSError, ValueError) as error:
         raise ValueError(f"llm: {llm} has no tokenizer that transformers can load.") from error
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"llm: the tokenizer of {llm} has no chat template; use an instruction-tuned model or "
-            "add chat_template.jinja."
-        )
-    return tokenizer
-
-
-def _extend_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(MEDIA_TOKENS)},
-        replace_additional_special_tokens=False,
-    )
-    if tokenizer.bos_token is None:
-        tokenizer.add_special_tokens({"bos_token": BEGIN_TOKEN})
-    tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
-
-
-def _newline_id(tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> int:
-    ids = tokenizer.encode("\n", add_special_tokens=False)
-    if len(ids) != 1:
-        raise ValueError(
-            f"llm: the tokenizer of {llm} splits a newline into {len(ids)} tokens; it must be one."
-        )
-    return ids[0]
 
 
 def _language_tensors(
-    place: str, weights: HfWeights, config: Qwen2Config, known: int, dtype: str | None
+    assembly: Assembly,
+    place: str,
+    weights: HfWeights,
+    config: PretrainedConfig,
+    known: int,
+    request: Request,
 ) -> dict[str, LazyTensor]:
     """Return a language model in one dtype, its vocabulary of the size that `config` says.
 
     The tables' first `known` rows are those of the tokenizer as it came.
     """
-    tensors = without_dropped(nvila_drops(config), weights.tensors, place, weights.release)
-    tensors = in_one_dtype(tensors, dtype, place)
-    for name in tensors.keys() & {EMBEDDING, OUTPUT}:
+    tensors = assembly.language_names(config, weights.tensors)
+    tensors = without_dropped(assembly.language_drops(config), tensors, place, weights.release)
+    tensors = in_one_dtype(tensors, request.dtype, place)
+    tables = {f"{assembly.language_prefix}{name}" for name in assembly.vocabulary_tables}
+    for name in tensors.keys() & tables:
         tensors[name] = _with_means(tensors[name], known, config.vocab_size, weights.release)
     return tensors
 
@@ -192,10 +149,14 @@ def _with_means(
     return Stacked(tuple(runs), (vocabulary, table.shape[1]), table.dtype)
 
 
-def _fresh_projector(description: NVILALiteConfig, seed: int) -> dict[str, LazyTensor]:
-    config = config_from_hf(description)
+def _fresh_projector(
+    assembly: Assembly, description: PretrainedConfig, seed: int
+) -> dict[str, LazyTensor]:
+    config = assembly.megatron_config(description)
     config.params_dtype = description.torch_dtype
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state = build_projector(config).state_dict()
-    return {f"mm_projector.{name}": HeldTensor(tensor) for name, tensor in state.items()}
+        state = assembly.projector(config).state_dict()
+    return {
+        f"{assembly.projector_prefix}{name}": HeldTensor(tensor) for name, tensor in state.items()
+    }

@@ -68,7 +68,8 @@ def export_checkpoint(
     refuse_existing(out)
     table = family.table(assets)
     weights = open_weights(ckpt, [row.megatron_key for row in table])
-    tensors = in_one_dtype(to_hf(table, weights.tensors), request.dtype, f"ckpt: {ckpt}")
+    converted = family.disk_tensors(assets, to_hf(table, weights.tensors))
+    tensors = in_one_dtype(converted, request.dtype, f"ckpt: {ckpt}")
     refuse_other_shapes(
         family.hf_shapes(assets),
         {name: tensor.shape for name, tensor in tensors.items()},

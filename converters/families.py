@@ -54,6 +54,12 @@ FAMILIES = {
             module="converters.llava_family",
             class_name="LlavaFamily",
         ),
+        FamilyEntry(
+            name="llava_jp",
+            model_type="llava-jp",
+            module="converters.llava_jp_family",
+            class_name="LlavaJpFamily",
+        ),
     )
 }
 

@@ -91,8 +91,37 @@ class Family(ABC):
     def hf_shapes(self, assets: Path) -> dict[str, tuple[int, ...]]:
         """Return the shape of every tensor on disk, as the Hugging Face model has it."""
 
-    hf_layers: ClassVar[str]
-    """Where the Hugging Face model has the layers of its language model."""
+    def disk_tensors(
+        self, assets: Path, tensors: Mapping[str, LazyTensor]
+    ) -> dict[str, LazyTensor]:
+        """Return tensors with the names of the table as files hold them.
+
+        Args:
+            assets: of the model.
+            tensors: of the table.
+        """
+        return dict(tensors)
+
+    @abstractmethod
+    def hf_layers(self, assets: Path) -> str:
+        """Return where the Hugging Face model has the layers of its language model."""
+
+    whole_modules: ClassVar[tuple[str, ...]]
+    """Modules of the Hugging Face model beside the language model, which an adapter directory may
+    hold as a whole."""
+
+    def adapter_parts(self, assets: Path, parts: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Return the outer matrices of a layer's adapters as its Hugging Face modules need them.
+
+        Args:
+            assets: of the model.
+            parts: by the names of the table.
+        """
+        return dict(parts)
+
+    def has_transposed_layers(self, assets: Path) -> bool:
+        """Return whether the language model's layers hold their weights as [in, out]."""
+        return False
 
     def memory_name(self, key: str) -> str:
         """Return the Hugging Face model's name of a tensor with a name on disk."""

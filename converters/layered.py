@@ -44,7 +44,7 @@ def compare_layers(family: Family, hf: Path, ckpt: str | Path) -> dict[str, dict
     """
     _, assets = open_checkpoint(ckpt)
     hf_weights = HfWeights(hf)
-    hf_tensors = family.known_tensors(hf, hf_weights)
+    hf_tensors = family.disk_tensors(hf, family.known_tensors(hf, hf_weights))
     with init_empty_weights(include_buffers=False):
         reference = family.hf_model(hf).eval()
     reference.tie_weights()
@@ -59,7 +59,7 @@ def compare_layers(family: Family, hf: Path, ckpt: str | Path) -> dict[str, dict
         for kind, prompt in family.prompts(processor, reference.config).items():
             images = list(prompt.images) or None
             inputs = processor(text=prompt.text, images=images, return_tensors="pt")
-            with recorded(reference, family.hf_layers) as wanted:
+            with recorded(reference, family.hf_layers(assets)) as wanted:
                 wanted[LOGITS] = reference(**inputs).logits
             with recorded(module, "language_model.decoder.layers") as found:
                 found[LOGITS] = module(**family.model_inputs(processor, inputs))

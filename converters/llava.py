@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import CLIPVisionConfig, LlavaConfig, PretrainedConfig
 
+from converters.gpt2 import gpt2_drops, gpt2_table
 from converters.name_styles import NameStyles
 from converters.nvila import vision_table
 from converters.parts import language_table, vision_layers
@@ -19,7 +20,16 @@ STYLES = NameStyles(
     }
 )
 _VISION = "vision_tower.vision_model."
-_EMBEDDING, _OUTPUT = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+_LANGUAGE, _OUTPUT = "language_model.model.", "language_model.lm_head.weight"
+
+WHOLE_CLIP = [
+    Dropped(hf="vision_tower.text_model."),
+    Dropped(hf="vision_tower.text_projection.weight"),
+    Dropped(hf="vision_tower.visual_projection.weight"),
+    Dropped(hf="vision_tower.logit_scale"),
+    Dropped(hf=f"{_VISION}embeddings.position_ids"),
+]
+"""What the published CLIP models have beyond the tower."""
 
 
 def llava_table(description: LlavaConfig) -> list[Row]:
@@ -28,13 +38,10 @@ def llava_table(description: LlavaConfig) -> list[Row]:
     Args:
         description: sizes.
     """
-    text = description.text_config
-    is_clip = description.vision_config.model_type == "clip_vision_model"
-    tower = clip_table if is_clip else vision_table
     kinds = ("weight", "bias") if description.multimodal_projector_bias else ("weight",)
     return [
-        *language_table(text, "language_model.", qkv_bias=QKV_BIAS[text.model_type]),
-        *tower(description.vision_config, -description.vision_feature_layer - 1),
+        *_language_rows(description.text_config),
+        *_vision_rows(description.vision_config, -description.vision_feature_layer - 1),
         *(
             Rename(
                 hf=f"multi_modal_projector.{layer}.{kind}",
@@ -46,6 +53,19 @@ def llava_table(description: LlavaConfig) -> list[Row]:
     ]
 
 
+def _language_rows(text: PretrainedConfig) -> list[Row]:
+    if text.model_type == "gpt2":
+        return gpt2_table(text, _LANGUAGE, _OUTPUT)
+    return language_table(text, "language_model.", qkv_bias=QKV_BIAS[text.model_type])
+
+
+def _vision_rows(vision: PretrainedConfig, num_carried_layers: int) -> list[Row]:
+    if vision.model_type == "clip_vision_model":
+        return clip_table(vision, num_carried_layers)
+    head = getattr(vision, "vision_use_head", True)
+    return vision_table(vision, num_carried_layers, head=head)
+
+
 def llava_drops(text: PretrainedConfig) -> list[Dropped]:
     """Rows of what older files hold beyond the model: constants, and a tied output layer again.
 
@@ -53,12 +73,17 @@ def llava_drops(text: PretrainedConfig) -> list[Dropped]:
         text: of the language model.
     """
     drops = [Dropped(hf=f"{_VISION}embeddings.position_ids")]
-    drops += [
-        Dropped(hf=f"language_model.model.layers.{layer}.self_attn.rotary_emb.inv_freq")
-        for layer in range(text.num_hidden_layers)
-    ]
+    if text.model_type == "gpt2":
+        drops += gpt2_drops(text, _LANGUAGE)
+        embedding = f"{_LANGUAGE}wte.weight"
+    else:
+        drops += [
+            Dropped(hf=f"{_LANGUAGE}layers.{layer}.self_attn.rotary_emb.inv_freq")
+            for layer in range(text.num_hidden_layers)
+        ]
+        embedding = f"{_LANGUAGE}embed_tokens.weight"
     if text.tie_word_embeddings:
-        drops.append(Dropped(hf=_OUTPUT, copy_of=_EMBEDDING))
+        drops.append(Dropped(hf=_OUTPUT, copy_of=embedding))
     return drops
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,16 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, LlavaForConditionalGeneration, PretrainedConfig
 
+from converters.asset_files import write_json
+from converters.conv1d import conv1d_view, fused_projections, linear_view
 from converters.family import Family, Prompt
+from converters.file_writer import FileTask
 from converters.gradient_image import gradient_image
+from converters.hf_weights import plan_weights
 from converters.lazy import LazyTensor
 from converters.llava import STYLES, llava_drops, llava_table
 from converters.llava_assets import complete_assets
+from converters.llava_jp import llava_jp_config, llava_jp_names
 from converters.pixels import as_uint8
 from converters.rows import Dropped, Row
 from models.llava.description import read_assets_config
@@ -29,7 +35,21 @@ class LlavaFamily(Family):
 
     name = "llava"
     model_type = "llava"
-    hf_layers = "model.language_model.layers"
+    layouts = ("hf", "llava_jp")
+
+    whole_modules = ("model.vision_tower", "model.multi_modal_projector")
+
+    def adapter_parts(self, assets: Path, parts: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """GPT-2 has one layer for query, key and value; its adapters are not transposed."""
+        return fused_projections(parts) if _is_gpt2(assets) else dict(parts)
+
+    def has_transposed_layers(self, assets: Path) -> bool:
+        """GPT-2's are."""
+        return _is_gpt2(assets)
+
+    def hf_layers(self, assets: Path) -> str:
+        """Return where they are."""
+        return f"model.language_model.{'h' if _is_gpt2(assets) else 'layers'}"
 
     @property
     def lightning_class(self) -> type[TrainingModule]:
@@ -54,7 +74,14 @@ class LlavaFamily(Family):
 
     def table_names(self, hf: Path, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Return the tensors under their names on disk, whatever the style in the files."""
-        return STYLES.disk_names(tensors)
+        named = STYLES.disk_names(tensors)
+        return linear_view(named) if _is_gpt2(hf) else named
+
+    def disk_tensors(
+        self, assets: Path, tensors: Mapping[str, LazyTensor]
+    ) -> dict[str, LazyTensor]:
+        """Return the tensors as files hold them."""
+        return conv1d_view(tensors) if _is_gpt2(assets) else dict(tensors)
 
     def hf_model(self, directory: Path) -> LlavaForConditionalGeneration:
         """The class of transformers."""
@@ -78,6 +105,28 @@ class LlavaFamily(Family):
     def complete_assets(self, assets: Path, source: str) -> None:
         """Make what the published directories lack, and refuse what does not fit."""
         complete_assets(assets, source)
+
+    def plan_layout(
+        self, layout: str, folder: Path, assets: Path, tensors: Mapping[str, LazyTensor]
+    ) -> list[FileTask[None]]:
+        """Write the small files of the published layout of LLaVA-JP.
+
+        Raises:
+            ValueError: the language model is no GPT-2.
+        """
+        assert layout == "llava_jp", layout
+        config = read_assets_config(assets)
+        if config.text_config.model_type != "gpt2":
+            raise ValueError(
+                f"layout: {layout!r} is for GPT-2, but the language model is a "
+                f"{config.text_config.model_type}; use 'hf'."
+            )
+        for path in assets.iterdir():
+            if path.is_file() and path.name not in ("config.json", "processor_config.json"):
+                shutil.copyfile(path, folder / path.name)
+        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        write_json(folder / "config.json", llava_jp_config(config) | {"torch_dtype": dtype})
+        return plan_weights(folder, llava_jp_names(tensors))
 
     def prompts(self, processor: Any, description: PretrainedConfig) -> dict[str, Prompt]:
         """One image, two images of other shapes, an image behind its question, text only."""
@@ -108,3 +157,7 @@ class LlavaFamily(Family):
             "position_ids": torch.arange(tokens.shape[1]).unsqueeze(0),
             "tiles": pixels,
         }
+
+
+def _is_gpt2(directory: Path) -> bool:
+    return read_assets_config(directory).text_config.model_type == "gpt2"

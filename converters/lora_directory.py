@@ -10,13 +10,13 @@ from pathlib import Path
 from peft import LoraConfig
 
 from converters.families import read_config
+from converters.family import Family
 from converters.file_writer import write_files
 from converters.finished import open_checkpoint
 from converters.hf_weights import plan_file
 from converters.lazy import LazyTensor
 from converters.manifest import write_manifest
 from converters.mapping import split
-from converters.mllama import STYLES
 from converters.nemo_weights import NemoWeights, open_weights
 from converters.output import new_directory, refuse_existing
 from converters.request import DEFAULT, Request, figures, in_one_dtype, plan, total_bytes
@@ -28,13 +28,6 @@ CONFIG_NAME = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 _NOT_OF_AN_ADAPTER = ("config.json", "generation_config.json")
 """Assets that describe the base; the rest (tokenizer, processor, licence) goes with the adapter."""
-
-# In families whose Hugging Face model can be adapted: from a tensor's name on disk to its name in
-# memory, and the modules beside the language model that peft keeps whole copies of.
-_IN_MEMORY: Mapping[str, Callable[[str], str]] = {"mllama": STYLES.module_name}
-_WHOLE_MODULES: Mapping[str, tuple[str, ...]] = {
-    "mllama": ("model.vision_model", "model.multi_modal_projector")
-}
 
 
 def export_adapter(
@@ -62,23 +55,20 @@ def export_adapter(
     family, assets = open_checkpoint(ckpt)
     if not is_adapter_checkpoint(ckpt):
         raise ValueError(f"lora: {ckpt} holds a whole model, no adapters; leave the option out.")
-    if family.name not in _IN_MEMORY:
-        raise ValueError(
-            f"lora: 'adapter' is not supported for {family.name}; use the merged export."
-        )
     refuse_existing(out)
     rows = {row.megatron_key: row for row in family.table(assets)}
     weights = open_weights(ckpt, rows)
-    in_memory = _IN_MEMORY[family.name]
-    tensors, targets = _adapter_tensors(weights, rows, in_memory)
-    whole, modules = _whole_modules(weights, rows, in_memory, _WHOLE_MODULES[family.name], ckpt)
+    in_memory = family.memory_name
+    tensors, targets = _adapter_tensors(family, assets, weights, rows)
+    whole, modules = _whole_modules(weights, rows, in_memory, family.whole_modules, ckpt)
     tensors = in_one_dtype(tensors | whole, request.dtype, f"ckpt: {ckpt}")
     if request.dry_run:
         return plan(tensors, out)
     with new_directory(out, total_bytes(tensors)) as folder:
         _copy_assets(assets, folder)
         base = base or read_config(assets, "ckpt").get("_name_or_path")
-        _write_config(folder, adapter_settings(ckpt), targets, modules, base)
+        transposed = family.has_transposed_layers(assets)
+        _write_config(folder, adapter_settings(ckpt), targets, modules, base, transposed)
         task = plan_file(folder / WEIGHTS_NAME, tensors)
         (written,) = write_files([task], request.jobs, weights.release)
         write_manifest(folder, {written.path: written.sha256})
@@ -89,7 +79,7 @@ def export_adapter(
 
 
 def _adapter_tensors(
-    weights: NemoWeights, rows: Mapping[str, Row], in_memory: Callable[[str], str]
+    family: Family, assets: Path, weights: NemoWeights, rows: Mapping[str, Row]
 ) -> tuple[dict[str, LazyTensor], list[str]]:
     """Return the adapters under peft's names, and the modules that they belong to.
 
@@ -98,8 +88,9 @@ def _adapter_tensors(
     tensors: dict[str, LazyTensor] = {}
     targets: list[str] = []
     for layer, adapter in weights.adapters.items():
-        for key, outer in split(rows[f"{layer}.weight"], adapter.outer).items():
-            module = in_memory(key).removesuffix(".weight")
+        parts = split(rows[f"{layer}.weight"], adapter.outer)
+        for key, outer in family.adapter_parts(assets, parts).items():
+            module = family.memory_name(key).removesuffix(".weight")
             targets.append(module)
             tensors[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = adapter.inner
             tensors[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = outer
@@ -151,6 +142,7 @@ def _write_config(
     targets: list[str],
     modules: list[str],
     base: str | None,
+    transposed: bool,
 ) -> None:
     """Write adapter_config.json; full names, as vision layers too have a `q_proj`."""
     config = LoraConfig(
@@ -161,6 +153,7 @@ def _write_config(
         modules_to_save=modules or None,
         base_model_name_or_path=base,
         bias="none",
+        fan_in_fan_out=transposed,
         inference_mode=True,
     )
     config.save_pretrained(str(folder))

@@ -33,7 +33,12 @@ class MllamaFamily(Family):
 
     name = "mllama"
     model_type = "mllama"
-    hf_layers = "model.language_model.layers"
+
+    whole_modules = ("model.vision_model", "model.multi_modal_projector")
+
+    def hf_layers(self, assets: Path) -> str:
+        """Return where they are."""
+        return "model.language_model.layers"
 
     @property
     def lightning_class(self) -> type[TrainingModule]:

@@ -57,8 +57,9 @@ def vision_table(
     num_carried_layers: int,
     hf: str = "vision_tower.vision_model.",
     megatron: str = "vision_model.",
+    head: bool = False,
 ) -> list[Row]:
-    """Rows of a SigLIP vision tower below the given prefixes."""
+    """Rows of a SigLIP vision tower below the given prefixes, and of its pooling head if wanted."""
     rows: list[Row] = [
         Rename(hf=f"{hf}embeddings.patch_embedding.{kind}", megatron=f"{megatron}conv1.{kind}")
         for kind in ("weight", "bias")
@@ -69,4 +70,4 @@ def vision_table(
             megatron=f"{megatron}position_embeddings.weight",
         )
     )
-    return rows + vision_layers(vision, num_carried_layers, hf, megatron)
+    return rows + vision_layers(vision, num_carried_layers, hf, megatron, head)

@@ -35,7 +35,12 @@ class NvilaFamily(Family):
     hint = " (a language model and a vision tower are put together with `assemble`)"
     layouts = ("hf", "vila")
     runs_directory_code = True
-    hf_layers = "llm.model.layers"
+
+    whole_modules = ("vision_tower", "mm_projector")
+
+    def hf_layers(self, assets: Path) -> str:
+        """Return where they are."""
+        return "llm.model.layers"
 
     @property
     def lightning_class(self) -> type[TrainingModule]:

@@ -1,33 +1,35 @@
-"""Reading the configurations of the models that NVILA is made of."""
+"""Reading the configurations of the models that another one is put together of."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from transformers import PretrainedConfig
 
 from converters.families import read_config
 
-ConfigT = TypeVar("ConfigT", bound=PretrainedConfig)
+_WHOLES = {"siglip": "siglip_vision_model", "clip": "clip_vision_model"}
+"""Models that have a vision model as a part, and its type."""
 
 
 def read_parent_config(
-    directory: str | Path, config_class: type[ConfigT], argument: str
-) -> ConfigT:
+    directory: str | Path, config_classes: Sequence[type[PretrainedConfig]], argument: str
+) -> PretrainedConfig:
     """Read the configuration of a parent model, also where it is a part of a larger model's.
 
     Raises:
         ValueError: the directory holds a model of another type.
     """
     description = read_config(directory, argument)
-    wanted = config_class.model_type
-    if description.get("model_type") == "siglip" and "vision_config" in description:
-        description = description["vision_config"]
-        description.setdefault("model_type", wanted)
-    if description.get("model_type") != wanted:
-        raise ValueError(
-            f"{argument}: {directory} holds a model of type {description.get('model_type')!r}; "
-            f"{wanted} is expected."
-        )
-    return config_class.from_dict(description)
+    found = description.get("model_type")
+    if found in _WHOLES and "vision_config" in description:
+        # Published files leave out here what the whole model says.
+        description = description["vision_config"] | {"model_type": _WHOLES[found]}
+    for config_class in config_classes:
+        if description.get("model_type") == config_class.model_type:
+            return config_class.from_dict(description)
+    raise ValueError(
+        f"{argument}: {directory} holds a model of type {found!r}; "
+        f"{' or '.join(one.model_type for one in config_classes)} is expected."
+    )

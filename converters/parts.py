@@ -74,7 +74,7 @@ def _language_layer(text: PretrainedConfig, qkv_bias: bool, hf: str, megatron: s
 
 
 def vision_layers(
-    vision: PretrainedConfig, num_carried_layers: int, hf: str, megatron: str
+    vision: PretrainedConfig, num_carried_layers: int, hf: str, megatron: str, head: bool = False
 ) -> list[Row]:
     """Rows of the layers of a SigLIP or CLIP, and of what is carried, below the given prefixes."""
     rows: list[Row] = []
@@ -84,7 +84,10 @@ def vision_layers(
             vision, f"{hf}encoder.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
         )
     carried = carried_shapes(
-        range(running, vision.num_hidden_layers), vision.hidden_size, vision.intermediate_size
+        range(running, vision.num_hidden_layers),
+        vision.hidden_size,
+        vision.intermediate_size,
+        head,
     )
     rows += [
         Rename(hf=f"{hf}{name}", megatron=f"{megatron}carried.{carried_name(name)}")

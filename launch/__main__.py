@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converters.families import FAMILIES
+from launch.convert import ASSEMBLY_OPTIONS
 from launch.prepare import add_arguments as add_prepare_arguments
+from models.conversation_templates import CONVERSATION_TEMPLATES
 
 # Only the standard library up here: `--help` must answer at once, and NeMo takes half a minute.
-ASSEMBLED_FAMILIES = ("nvila",)
 PROJECTORS = ("mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix")
 
 
@@ -55,6 +56,7 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--family", required=True, choices=tuple(FAMILIES))
     _add_hf(parser)
     _add_target(parser)
+    _add_conversation_template(parser, "the model's")
 
     parser = _verb(
         verbs,
@@ -62,15 +64,31 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
         "launch.convert:assemble_checkpoint",
         "language model + vision tower + fresh projector -> NeMo checkpoint, the start of stage 1",
     )
-    parser.add_argument("--family", required=True, choices=ASSEMBLED_FAMILIES)
+    parser.add_argument("--family", required=True, choices=tuple(ASSEMBLY_OPTIONS))
     parser.add_argument("--llm", required=True, metavar="DIR")
     parser.add_argument("--vision", required=True, metavar="DIR")
     _add_target(parser)
-    parser.add_argument("--projector", choices=PROJECTORS, default=PROJECTORS[0])
     parser.add_argument(
-        "--max-tiles", type=int, default=12, help="tiles of one image at inference (default 12)"
+        "--projector", choices=PROJECTORS, help=f"of nvila (default {PROJECTORS[0]})"
+    )
+    parser.add_argument(
+        "--max-tiles", type=int, help="tiles of one image at inference, of nvila (default 12)"
+    )
+    _add_conversation_template(parser, "the language model's")
+    parser.add_argument(
+        "--image-aspect-ratio",
+        choices=("square", "pad"),
+        help="of llava with CLIP: the middle of an image (default), or all of it on a square",
     )
     parser.add_argument("--seed", type=int, default=1234, help="of the fresh projector")
+
+
+def _add_conversation_template(parser: argparse.ArgumentParser, whose: str) -> None:
+    parser.add_argument(
+        "--conversation-template",
+        choices=tuple(CONVERSATION_TEMPLATES),
+        help=f"chat template that takes the place of {whose} own",
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -100,9 +118,10 @@ def _add_exports(verbs: argparse._SubParsersAction) -> None:
     _add_target(parser)
     parser.add_argument(
         "--layout",
-        choices=("hf", "vila"),
+        choices=("hf", "vila", "llava_jp"),
         default="hf",
-        help="hf: loads with transformers (default); vila: three folders (nvila only)",
+        help="hf: loads with transformers (default); vila: three folders (nvila only); "
+        "llava_jp: as LLaVA-JP was published (llava with a GPT-2 only)",
     )
     parser.add_argument(
         "--lora",

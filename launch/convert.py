@@ -7,6 +7,13 @@ from typing import Any
 
 from launch import backend
 
+ASSEMBLY_OPTIONS = {
+    "nvila": ("projector", "max_tiles"),
+    "llava": ("conversation_template", "image_aspect_ratio"),
+    "llava_jp": ("conversation_template", "image_aspect_ratio"),
+}
+"""The options of `assemble` that only some families have."""
+
 
 def import_checkpoint(options: Namespace) -> dict[str, Any]:
     """Import a whole Hugging Face model."""
@@ -14,7 +21,11 @@ def import_checkpoint(options: Namespace) -> dict[str, Any]:
     from converters import import_hf
 
     return import_hf.import_checkpoint(
-        options.family, options.hf, options.out, request=_request(options)
+        options.family,
+        options.hf,
+        options.out,
+        request=_request(options),
+        conversation_template=options.conversation_template,
     )
 
 
@@ -27,8 +38,7 @@ def assemble_checkpoint(options: Namespace) -> dict[str, Any]:
         options.llm,
         options.vision,
         options.out,
-        projector=options.projector,
-        max_tiles=options.max_tiles,
+        _assembly(options),
         seed=options.seed,
         request=_request(options),
     )
@@ -64,6 +74,36 @@ def verify_checkpoint(options: Namespace) -> dict[str, Any]:
         layers=options.layers,
     )
     return result.to_dict() | {"failed": not result.passed}
+
+
+def _assembly(options: Namespace) -> Any:
+    """Build what the family needs; an option of another family is refused, not ignored.
+
+    Raises:
+        ValueError: it is given.
+    """
+    from converters.llava_assembly import LlavaAssembly
+    from converters.nvila_assembly import NvilaAssembly
+
+    given = {
+        name: value
+        for name in {name for names in ASSEMBLY_OPTIONS.values() for name in names}
+        if (value := getattr(options, name)) is not None
+    }
+    allowed = ASSEMBLY_OPTIONS[options.family]
+    for name, value in given.items():
+        if name not in allowed:
+            raise ValueError(
+                f"{name}: {value!r} is not for {options.family}; its options are "
+                f"{', '.join(allowed)}."
+            )
+    if options.family in ("llava", "llava_jp"):
+        if options.family == "llava_jp":
+            given.setdefault("conversation_template", "llava_jp")
+        return LlavaAssembly(**given)
+    if "projector" in given:
+        given["projector_type"] = given.pop("projector")
+    return NvilaAssembly(**given)
 
 
 def _request(options: Namespace) -> Any:

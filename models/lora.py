@@ -35,14 +35,6 @@ from torch import nn
 
 from models.adapter_paths import AdapterSettings, checkpoint_folder, write_metadata
 
-LINEAR_LAYERS = (
-    "linear_qkv",
-    "linear_q",
-    "linear_kv",
-    "linear_proj",
-    "linear_fc1",
-    "linear_fc2",
-)
 _LINEAR_TYPES = (TEColumnParallelLinear, TELayerNormColumnParallelLinear, TERowParallelLinear)
 
 
@@ -78,9 +70,7 @@ class LanguageLoRA(LoRA):
     What the model's own configuration freezes stays frozen.
     """
 
-    target_modules: list[str] = field(
-        default_factory=lambda: [f"*.language_model.*.{name}" for name in LINEAR_LAYERS]
-    )
+    target_modules: list[str] = field(default_factory=lambda: ["*.language_model.*.linear_*"])
     freeze_language_model: bool = True
     freeze_vision_model: bool = False
     freeze_vision_projection: bool = False

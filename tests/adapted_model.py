@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
@@ -12,10 +13,10 @@ from megatron.core.transformer.module import MegatronModule
 from nemo.collections.llm.peft.lora import LoRALinear
 from torch import nn
 
-from converters.checkpoint import load_model, model_tensors
+from converters.checkpoint import load_model, model_tensors, write_context
 from converters.nemo_weights import PREFIX, adapter_tensors
 from converters.torch_dist_reader import CheckpointFolder
-from models.adapter_paths import adapter_settings, base_checkpoint
+from models.adapter_paths import adapter_settings, base_checkpoint, write_metadata
 from models.family_config import FamilyConfig
 from models.lora import LanguageLoRA
 
@@ -61,6 +62,47 @@ def load_adapted(checkpoint: str | Path, dtype: torch.dtype | None = None) -> Ad
         module=module,
         trained=frozenset(name for name in loaded if _ADAPTER not in name),
     )
+
+
+def write_adapted(
+    folder: Path, base: Path, trained: Collection[str] = (), **options: Any
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Write a LoRA checkpoint, with random adapters and changes of other tensors.
+
+    Args:
+        folder: of the new checkpoint.
+        base: the checkpoint that the adapters belong to.
+        trained: names of the base's own tensors that have changed too.
+        options: of LanguageLoRA.
+
+    Returns:
+        The adapters by the name of their layer: (A, B).
+    """
+    config, module = load_model(base)
+    adapt = LanguageLoRA(**options)
+    adapt(module)
+    generator = torch.Generator().manual_seed(1)
+    adapters: dict[str, dict[str, torch.Tensor]] = {}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if _ADAPTER in name:
+                parameter.normal_(0.0, 0.1, generator=generator)
+                layer, _, kind = name.removesuffix(".weight").partition(_ADAPTER)
+                adapters.setdefault(layer, {})[kind] = parameter.clone()
+            elif name in trained:
+                parameter.add_(0.1)
+    state = {
+        key: value
+        for key, value in module.sharded_state_dict(prefix=PREFIX).items()
+        if _ADAPTER in key or key.removeprefix(PREFIX) in trained
+    }
+    (folder / "weights").mkdir(parents=True)
+    dist_checkpointing.save(
+        {"sharded_state_dict": state}, str(folder / "weights"), content_metadata={}
+    )
+    write_context(folder, config, base / "context" / "assets")
+    write_metadata(folder, base, adapt.settings())
+    return {name: (pair["linear_in"], pair["linear_out"]) for name, pair in adapters.items()}
 
 
 def adapted_layers(module: nn.Module) -> Iterator[tuple[str, LoRALinear]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -27,7 +27,9 @@ class LlavaShape:
     """Sizes of a small model; those of LLaVA-1.5 in the same proportions."""
 
     vision: Literal["clip", "siglip"] = "clip"
-    text: Literal["llama", "mistral", "qwen2"] = "llama"
+    text: Literal["llama", "mistral", "qwen2", "gpt2"] = "llama"
+    siglip_head: bool = False
+    siglip_strategy: Literal["full", "default"] = "full"
     image_size: int = 56
     patch_size: int = 14
     vision_width: int = 96
@@ -65,28 +67,43 @@ def llava_config(tokenizer: PreTrainedTokenizerBase, shape: LlavaShape) -> Llava
             "intermediate_size": shape.vision_mlp_width,
             "num_hidden_layers": shape.vision_layers,
         }
-        | ({} if is_clip else {"vision_use_head": False}),
+        | ({} if is_clip else {"vision_use_head": shape.siglip_head}),
         text_config={
             "model_type": shape.text,
             "vocab_size": len(tokenizer),
-            "hidden_size": shape.text_width,
-            "num_hidden_layers": shape.text_layers,
-            "num_attention_heads": shape.text_heads,
-            "num_key_value_heads": shape.text_kv_heads,
-            "intermediate_size": shape.text_mlp_width,
-            "max_position_embeddings": shape.max_positions,
-            "rms_norm_eps": 1e-5,
-            "sliding_window": None,
             "tie_word_embeddings": shape.tied,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
+            **_text_sizes(shape),
         },
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(shape.image_size // shape.patch_size) ** 2,
-        vision_feature_select_strategy="default" if is_clip else "full",
+        vision_feature_select_strategy="default" if is_clip else shape.siglip_strategy,
         tie_word_embeddings=shape.tied,
     )
+
+
+def _text_sizes(shape: LlavaShape) -> dict[str, Any]:
+    if shape.text == "gpt2":
+        return {
+            "n_embd": shape.text_width,
+            "n_layer": shape.text_layers,
+            "n_head": shape.text_heads,
+            "n_inner": shape.text_mlp_width,
+            "n_positions": shape.max_positions,
+            "activation_function": "gelu",
+        }
+    return {
+        "hidden_size": shape.text_width,
+        "num_hidden_layers": shape.text_layers,
+        "num_attention_heads": shape.text_heads,
+        "num_key_value_heads": shape.text_kv_heads,
+        "intermediate_size": shape.text_mlp_width,
+        "max_position_embeddings": shape.max_positions,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": None,
+    }
 
 
 def write_llava(

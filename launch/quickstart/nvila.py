@@ -24,10 +24,14 @@ def _assemble(workspace: Workspace) -> dict[str, Any]:
 
     backend.activate(cpu=True)
     from converters.assemble import assemble
+    from converters.nvila_assembly import NvilaAssembly
 
     parents = workspace.folder / "parents"
     return assemble(
-        parents / "qwen2", parents / "siglip", workspace.clear("assembled"), max_tiles=4
+        parents / "qwen2",
+        parents / "siglip",
+        workspace.clear("assembled"),
+        NvilaAssembly(max_tiles=4),
     )
 
 

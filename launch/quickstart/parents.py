@@ -1,10 +1,11 @@
-"""The parents of the quickstart model: a tokenizer, a SigLIP and a Qwen2 directory, random weights.
+"""The parents of the quickstart models: tokenizers, vision and language models, random weights.
 
 They are what a user brings - real transformers classes in real Hugging Face directories - only
 small: the quickstart assembles, trains and exports them like the published ones.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,14 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import nn
 from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -22,6 +30,8 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+
+from models.conversation_templates import conversation_template
 
 QUESTION_SINGLE = "この画像の数字は何ですか?"
 QUESTION_STRIP = "数字を左から順に読んでください。"
@@ -51,18 +61,25 @@ _CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 _INIT_STD = 0.02
+_VOCABULARY = 400
 
 
-def train_bpe(sentences: Iterable[str], split_rule: str, special_tokens: list[str]) -> Tokenizer:
+def train_bpe(
+    sentences: Iterable[str],
+    split_rule: str,
+    special_tokens: list[str],
+    vocabulary: int = _VOCABULARY,
+) -> Tokenizer:
     """Trains a byte-level BPE tokenizer; the special tokens get the ids after the merges.
 
     Args:
         sentences: The text to learn merges from.
         split_rule: Regular expression of the pieces that merges stay within.
         special_tokens: Tokens that text never makes up.
+        vocabulary: Most tokens in all.
 
     Returns:
-        A tokenizer of at most 400 tokens that can write every text.
+        A tokenizer that can write every text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -74,7 +91,7 @@ def train_bpe(sentences: Iterable[str], split_rule: str, special_tokens: list[st
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400 - len(special_tokens),
+        vocab_size=vocabulary - len(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -104,6 +121,25 @@ def train_tokenizer(sentences: Iterable[str] = SENTENCES) -> PreTrainedTokenizer
     )
     wrapped.chat_template = _CHAT_TEMPLATE
     return wrapped
+
+
+def train_plain_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer with Llama's special tokens and no chat template.
+
+    Args:
+        template: Name of the conversation template that will be used: its text is learnt too, or
+            every letter of it would be a token.
+    """
+    texts = re.findall(r"'([^'{}]{6,})'", conversation_template(template, "template").chat_template)
+    special_tokens = ["<unk>", "<s>", "</s>"]
+    core = train_bpe([*SENTENCES, *texts], _SPLIT_RULE, special_tokens, vocabulary=800)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=4096,
+    )
 
 
 def write_siglip(
@@ -148,6 +184,109 @@ def write_siglip(
     SiglipImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(
         directory
     )
+
+
+def write_clip(
+    directory: Path,
+    *,
+    image_size: int = 84,
+    patch_size: int = 14,
+    width: int = 96,
+    heads: int = 4,
+    mlp_width: int = 384,
+    layers: int = 3,
+    seed: int = 0,
+) -> None:
+    """Writes a CLIP vision model with random weights and its image processor.
+
+    The arguments are those of `write_siglip`; LLaVA, too, reads the output of the last but one.
+    """
+    config = CLIPVisionConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=mlp_width,
+        num_hidden_layers=layers,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = CLIPVisionModel(config)
+    _initialise(model, ("out_proj", "fc2"), max(layers - 1, 1), seed)
+    with torch.no_grad():
+        model.vision_model.embeddings.class_embedding.zero_()
+    model.save_pretrained(directory)
+    CLIPImageProcessor(
+        size={"shortest_edge": image_size},
+        crop_size={"height": image_size, "width": image_size},
+    ).save_pretrained(directory)
+
+
+def write_llama(
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    width: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+    kv_heads: int = 4,
+    mlp_width: int = 352,
+    max_positions: int = 4096,
+    seed: int = 0,
+) -> None:
+    """Writes a Llama language model with random weights and its tokenizer.
+
+    The arguments are those of `write_qwen2`; the output layer is not the embedding.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        intermediate_size=mlp_width,
+        max_position_embeddings=max_positions,
+        rms_norm_eps=1e-5,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        model = LlamaForCausalLM(config)
+    _initialise(model, ("o_proj", "down_proj"), layers, seed)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def write_gpt2(
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    width: int = 128,
+    layers: int = 2,
+    heads: int = 4,
+    mlp_width: int = 512,
+    max_positions: int = 512,
+    seed: int = 0,
+) -> None:
+    """Writes a GPT-2 with random weights, as llm-jp-1.3b is one, and its tokenizer.
+
+    The arguments are those of `write_qwen2`; the output layer is the embedding.
+    """
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        n_inner=mlp_width,
+        n_positions=max_positions,
+        activation_function="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config)  # whose own initialisation is the usual one
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def write_qwen2(

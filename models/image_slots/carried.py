@@ -10,13 +10,16 @@ def carried_name(name: str) -> str:
     return name.replace(".", "__")
 
 
-def carried_shapes(layers: Iterable[int], width: int, inner: int) -> dict[str, tuple[int, ...]]:
+def carried_shapes(
+    layers: Iterable[int], width: int, inner: int, head: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Names (below `vision_model.`) and shapes of the tensors that do not take part.
 
     Args:
         layers: numbers of the blocks.
         width: of the encoder.
         inner: of the blocks' MLP.
+        head: whether there is a head that pools the patches, as SigLIP's.
     """
     block = {
         "layer_norm1.weight": (width,),
@@ -36,4 +39,22 @@ def carried_shapes(layers: Iterable[int], width: int, inner: int) -> dict[str, t
     }
     shapes["post_layernorm.weight"] = (width,)
     shapes["post_layernorm.bias"] = (width,)
+    if head:
+        shapes |= _head_shapes(width, inner)
     return shapes
+
+
+def _head_shapes(width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "head.probe": (1, 1, width),
+        "head.attention.in_proj_weight": (3 * width, width),
+        "head.attention.in_proj_bias": (3 * width,),
+        "head.attention.out_proj.weight": (width, width),
+        "head.attention.out_proj.bias": (width,),
+        "head.layernorm.weight": (width,),
+        "head.layernorm.bias": (width,),
+        "head.mlp.fc1.weight": (inner, width),
+        "head.mlp.fc1.bias": (inner,),
+        "head.mlp.fc2.weight": (width, inner),
+        "head.mlp.fc2.bias": (width,),
+    }

@@ -11,6 +11,9 @@ class PaddedVocabulary:
     It is no dataclass: the fields are those of the NeMo configuration beside it.
     """
 
+    max_positions: int | None = None
+    """Rows of a table of learned positions, where the model has one."""
+
     vocab_size: int | None
     make_vocab_size_divisible_by: int
     tensor_model_parallel_size: int

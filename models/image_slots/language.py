@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
@@ -15,6 +16,9 @@ class LanguageModel(GPTModel):
     """GPTModel whose softmax runs over the real vocabulary.
 
     The embedding table is padded: the configuration is one of NeMo's with a PaddedVocabulary.
+
+    Raises:
+        ValueError: sequences are longer than the table of positions.
     """
 
     def __init__(
@@ -24,13 +28,18 @@ class LanguageModel(GPTModel):
         post_process: bool,
         vp_stage: int | None = None,
     ) -> None:
+        if config.max_positions is not None and config.seq_length > config.max_positions:
+            raise ValueError(
+                f"seq_length: {config.seq_length} is more than the {config.max_positions} "
+                "positions that the language model has learnt."
+            )
         super().__init__(
             config,
             transformer_layer_spec=get_gpt_layer_with_transformer_engine_spec(
                 qk_layernorm=config.qk_layernorm
             ),
             vocab_size=config.padded_vocab_size(),
-            max_sequence_length=config.seq_length,
+            max_sequence_length=config.max_positions or config.seq_length,
             pre_process=pre_process,
             post_process=post_process,
             fp16_lm_cross_entropy=config.fp16_lm_cross_entropy,
@@ -42,6 +51,32 @@ class LanguageModel(GPTModel):
             scatter_embedding_sequence_parallel=config.scatter_embedding_sequence_parallel,
             vp_stage=vp_stage,
         )
+
+    def embed_words(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Look tokens up: int64[b, s] -> float[b, s, width], without their positions."""
+        return self.embedding.word_embeddings(tokens)
+
+    def finish_embedding(
+        self, embeddings: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Do with the vectors of words and images what GPTModel's embedding does with words.
+
+        Args:
+            embeddings: float[b, s, width].
+            position_ids: int64[b, s].
+
+        Returns:
+            float[s, b, width], or [s / TP, b, width] with sequence parallelism.
+        """
+        embedding = self.embedding
+        if embedding.add_position_embedding:
+            embeddings = embeddings + embedding.position_embeddings(position_ids)
+        embeddings = embeddings.transpose(0, 1).contiguous()
+        if not self.config.sequence_parallel:
+            return embedding.embedding_dropout(embeddings)
+        embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings)
+        with tensor_parallel.get_cuda_rng_tracker().fork():
+            return embedding.embedding_dropout(embeddings)
 
     def compute_language_model_loss(
         self, labels: torch.Tensor, logits: torch.Tensor

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.module import MegatronModule
@@ -115,8 +114,7 @@ class ImageSlotModel(MegatronModule, ABC):
         Returns:
             float[s, b, width], or [s / TP, b, width] with sequence parallelism.
         """
-        embeddings = self.language_model.embedding(input_ids=tokens, position_ids=position_ids)
-        by_sample = embeddings.transpose(0, 1)  # [b, s, width]
+        by_sample = self.language_model.embed_words(tokens)  # [b, s, width]
         if tiles is not None and tiles.shape[0] > 0:
             slots = (tokens == self.config.image_token_id).unsqueeze(-1)
             features = self.encode_tiles(tiles).to(by_sample.dtype)
@@ -127,10 +125,7 @@ class ImageSlotModel(MegatronModule, ABC):
             by_sample = by_sample + 0.0 * self.encode_tiles(self._blank_tile(tokens)).sum().to(
                 by_sample.dtype
             )
-        embeddings = by_sample.transpose(0, 1).contiguous()
-        if self.config.sequence_parallel:
-            embeddings = tensor_parallel.scatter_to_sequence_parallel_region(embeddings)
-        return embeddings
+        return self.language_model.finish_embedding(by_sample, position_ids)
 
     def _has_trainable_vision(self) -> bool:
         frozen = self.config.freeze_vision_model and self.config.freeze_vision_projection

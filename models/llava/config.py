@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm import LlamaConfig
 from nemo.collections.llm.fn.activation import quick_gelu
-from nemo.lightning import io
 from transformers import LlavaConfig as HFLlavaConfig
 from transformers import PretrainedConfig
 
 from models.family_config import FamilyConfig
 from models.image_slots.config import PaddedVocabulary
 from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
+from models.image_slots.tower import PreNormTowerConfig
 from models.llava.description import QKV_BIAS, read_assets_config
+from models.llava.gpt2 import Gpt2LanguageConfig, gpt2_config_from_hf
 from models.nvila.config import SiglipTowerConfig
 from models.nvila.config import vision_config_from_hf as siglip_config_from_hf
 from models.padding import VOCABULARY_MULTIPLE
@@ -26,39 +26,20 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ClipTowerConfig(TransformerConfig, io.IOMixin):
-    """CLIP vision transformer; the defaults are ViT-L/14 at 336 px.
-
-    `num_layers` counts the blocks of the Hugging Face checkpoint, of which the last
-    `num_carried_layers` do not run; they and the final norm are carried through.
-    """
+class ClipTowerConfig(PreNormTowerConfig):
+    """CLIP vision transformer; the defaults are ViT-L/14 at 336 px."""
 
     num_layers: int = 24
-    num_carried_layers: int = 1
     hidden_size: int = 1024
     ffn_hidden_size: int = 4096
     num_attention_heads: int = 16
-    image_size: int = 336
-    patch_size: int = 14
     keep_class_token: bool = False
     """Whether the class token is one of the features (`full` in config.json)."""
 
     pixel_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-    add_bias_linear: bool = True
-    add_qkv_bias: bool = True
-    normalization: str = "LayerNorm"
     layernorm_epsilon: float = 1e-5
     activation_func: Callable = quick_gelu
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    bias_activation_fusion: bool = False
-    bias_dropout_fusion: bool = False
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side of an image."""
-        return self.image_size // self.patch_size
 
 
 @dataclass
@@ -93,6 +74,8 @@ class LlavaConfig(FamilyConfig):
             "share_embeddings_and_output_weights",
             "rotary_base",
             "layernorm_epsilon",
+            "position_embedding_type",
+            "max_positions",
         ),
         "vision_transformer_config": (
             "num_layers",
@@ -117,16 +100,20 @@ class LlavaConfig(FamilyConfig):
         return MCoreLlavaModel(self, pre_process, post_process, vp_stage)
 
 
-def language_config_from_hf(text: PretrainedConfig) -> LlavaLanguageConfig:
-    """Translate a Hugging Face configuration of a Llama, Mistral or Qwen2.
+def language_config_from_hf(
+    text: PretrainedConfig,
+) -> LlavaLanguageConfig | Gpt2LanguageConfig:
+    """Translate a Hugging Face configuration of a Llama, Mistral, Qwen2 or GPT-2.
 
     Raises:
         ValueError: it asks for something that this model does not have.
     """
+    if text.model_type == "gpt2":
+        return gpt2_config_from_hf(text)
     if text.model_type not in QKV_BIAS:
         raise ValueError(
             f"text_config: {text.model_type!r} is not supported in a LLaVA; "
-            f"{' and '.join(QKV_BIAS)} are."
+            f"{', '.join(QKV_BIAS)} and gpt2 are."
         )
     unsupported = {
         "rope_scaling": getattr(text, "rope_scaling", None) is not None,
@@ -174,8 +161,8 @@ def vision_config_from_hf(
         select_strategy: "default" leaves the first feature out, "full" does not.
 
     Raises:
-        ValueError: another tower or activation, a pooling head, or features that are not all
-            patches of one layer counted from the last.
+        ValueError: another tower or activation, or features that are not those of one layer
+            counted from the last.
     """
     if not isinstance(vision_feature_layer, int) or vision_feature_layer >= 0:
         raise ValueError(
@@ -210,17 +197,11 @@ def vision_config_from_hf(
 def _siglip_config(
     vision: PretrainedConfig, vision_feature_layer: int, select_strategy: str
 ) -> SiglipTowerConfig:
-    if select_strategy != "full":
-        raise ValueError(
-            f"vision_feature_select_strategy: {select_strategy!r} would leave a patch of SigLIP "
-            "out, which has no class token; 'full' is expected."
-        )
-    if getattr(vision, "vision_use_head", True):
-        raise ValueError(
-            "vision_use_head: true is not supported in a LLaVA: its pooling head has no use there; "
-            "save the tower without it."
-        )
-    return siglip_config_from_hf(vision, vision_feature_layer)
+    config = siglip_config_from_hf(vision, vision_feature_layer)
+    config.carries_head = getattr(vision, "vision_use_head", True)
+    # SigLIP has no class token: what CLIP's strategy leaves out is a patch, as in LLaVA-JP.
+    config.drops_first_patch = select_strategy == "default"
+    return config
 
 
 def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:

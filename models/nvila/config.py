@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm import Qwen2Config
 from nemo.collections.llm.fn.activation import openai_gelu
-from nemo.lightning import io
 from transformers import Qwen2Config as HFQwen2Config
 from transformers import SiglipVisionConfig
 
 from models.family_config import FamilyConfig
 from models.image_slots.config import PaddedVocabulary
 from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
+from models.image_slots.tower import PreNormTowerConfig
 from models.nvila.description import read_assets_config
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.padding import VOCABULARY_MULTIPLE
@@ -25,34 +24,19 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class SiglipTowerConfig(TransformerConfig, io.IOMixin):
-    """SigLIP vision transformer; the defaults are so400m/14 at 448 px.
-
-    `num_layers` counts the blocks of the Hugging Face checkpoint; `num_used_layers` of them run.
-    The rest, and the final norm, never reach the features of layer -2: they are carried through.
-    """
+class SiglipTowerConfig(PreNormTowerConfig):
+    """SigLIP vision transformer; the defaults are so400m/14 at 448 px."""
 
     num_layers: int = 27
-    num_carried_layers: int = 1
     hidden_size: int = 1152
     ffn_hidden_size: int = 4304
     num_attention_heads: int = 16
     image_size: int = 448
-    patch_size: int = 14
-    add_bias_linear: bool = True
-    add_qkv_bias: bool = True
-    normalization: str = "LayerNorm"
+    drops_first_patch: bool = False
+    """Whether the first patch is no feature: code for CLIP takes it for the class token."""
+
     layernorm_epsilon: float = 1e-6
     activation_func: Callable = openai_gelu
-    hidden_dropout: float = 0.0
-    attention_dropout: float = 0.0
-    bias_activation_fusion: bool = False
-    bias_dropout_fusion: bool = False
-
-    @property
-    def grid(self) -> int:
-        """Patches along one side of a tile."""
-        return self.image_size // self.patch_size
 
 
 @dataclass

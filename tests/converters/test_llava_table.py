@@ -98,7 +98,7 @@ def test_the_table_has_the_keys_and_shapes_of_both_models(published, size):
     [
         (
             {"text_config": {"model_type": "gemma"}},
-            "text_config: 'gemma' is not supported in a LLaVA; llama and mistral and qwen2 are",
+            "text_config: 'gemma' is not supported in a LLaVA; llama, mistral, qwen2 and gpt2 are",
         ),
         (
             {"text_config": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}},
@@ -106,15 +106,12 @@ def test_the_table_has_the_keys_and_shapes_of_both_models(published, size):
         ),
         ({"text_config": {"attention_bias": True}}, "attention_bias: True .* is not supported"),
         (
-            {"vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False}},
-            "vision_feature_select_strategy: 'default' would leave a patch of SigLIP out",
+            {"text_config": {"model_type": "gpt2", "activation_function": "relu"}},
+            "activation_function: 'relu' of the language model",
         ),
         (
-            {
-                "vision_config": {"model_type": "siglip_vision_model"},
-                "vision_feature_select_strategy": "full",
-            },
-            "vision_use_head: true is not supported",
+            {"text_config": {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}},
+            "scale_attn_by_inverse_layer_idx: True of the language model",
         ),
         (
             {"vision_config": {"model_type": "vit", "hidden_act": "gelu"}},

@@ -49,38 +49,10 @@ def write_lora(base, single_process):
 
     Returns the adapters by the name of their layer: (A, B).
     """
-    from megatron.core import dist_checkpointing
-
-    from converters.checkpoint import load_model, write_context
-    from models.adapter_paths import write_metadata
-    from models.lora import LanguageLoRA
+    from tests.adapted_model import write_adapted
 
     def write(folder: Path, trained=(), base=base, **options):
-        config, module = load_model(base)
-        adapt = LanguageLoRA(dim=DIM, alpha=ALPHA, **options)
-        adapt(module)
-        generator = torch.Generator().manual_seed(1)
-        adapters = {}
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                if ".adapter." in name:
-                    parameter.normal_(0.0, 0.1, generator=generator)
-                    layer, _, kind = name.removesuffix(".weight").partition(".adapter.")
-                    adapters.setdefault(layer, {})[kind] = parameter.clone()
-                elif name in trained:
-                    parameter.add_(0.1)
-        state = {
-            key: value
-            for key, value in module.sharded_state_dict(prefix="module.").items()
-            if ".adapter." in key or key.removeprefix("module.") in trained
-        }
-        (folder / "weights").mkdir(parents=True)
-        dist_checkpointing.save(
-            {"sharded_state_dict": state}, str(folder / "weights"), content_metadata={}
-        )
-        write_context(folder, config, base / "context" / "assets")
-        write_metadata(folder, base, adapt.settings())
-        return {name: (pair["linear_in"], pair["linear_out"]) for name, pair in adapters.items()}
+        return write_adapted(folder, base, trained, dim=DIM, alpha=ALPHA, **options)
 
     return write
 

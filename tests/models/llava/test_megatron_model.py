@@ -12,7 +12,7 @@ MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
 DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5, 0.5)}
 
 
-def make_reference(vision="clip", select="default", **text):
+def make_reference(vision="clip", select="default", head=False, **text):
     config = LlavaConfig(
         vision_config={
             "model_type": f"{vision}_vision_model",
@@ -23,7 +23,7 @@ def make_reference(vision="clip", select="default", **text):
             "intermediate_size": 48,
             "num_hidden_layers": 3,
         }
-        | ({"vision_use_head": False} if vision == "siglip" else {}),
+        | ({"vision_use_head": head} if vision == "siglip" else {}),
         text_config={
             "model_type": "llama",
             "vocab_size": VOCABULARY,
@@ -45,16 +45,35 @@ def make_reference(vision="clip", select="default", **text):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(0.0, 0.2, generator=generator)
-            if parameter.ndim == 1 and "norm" in name and name.endswith("weight"):
+            if parameter.ndim == 1 and name.endswith("weight"):  # of a norm
                 parameter.add_(1.0)
     return model
+
+
+def table_names(reference, tensors):
+    """Tensors under the names of the table; GPT-2's layers are turned by hand."""
+    from converters.llava import STYLES
+
+    named = STYLES.disk_names(tensors)
+    if reference.config.text_config.model_type != "gpt2":
+        return named
+    view = {}
+    for name, tensor in named.items():
+        if ".c_attn." in name:
+            for part, one in zip("qkv", tensor.chunk(3, dim=-1), strict=True):
+                view[name.replace("c_attn", f"{part}_proj")] = one.T if one.ndim > 1 else one
+        elif name.endswith((".c_proj.weight", ".c_fc.weight")):
+            view[name] = tensor.T
+        else:
+            view[name] = tensor
+    return view
 
 
 @pytest.fixture(scope="module")
 def pair():
     """Makes (Hugging Face model, Megatron-Core model, table) with the same weights."""
     from converters.checkpoint import build_model
-    from converters.llava import STYLES, llava_drops, llava_table
+    from converters.llava import llava_drops, llava_table
     from converters.mapping import fuse_tensors
     from models.llava.config import config_from_hf
 
@@ -65,7 +84,7 @@ def pair():
             setattr(config, name, value)
         rows = llava_table(reference.config)
         module = build_model(config, torch.float32)
-        tensors = STYLES.disk_names(reference.state_dict())
+        tensors = table_names(reference, reference.state_dict())
         for drop in llava_drops(reference.config.text_config):
             tensors.pop(drop.hf, None)
         module.load_state_dict(fuse_tensors(rows, tensors), strict=False)
@@ -105,6 +124,8 @@ def join(samples):
 MIXED = ((1, 6), (0, 9), (3, 5), (1, 2))
 
 
+# Both are named: of a GPT-2, the sizes above are other names of these.
+GPT2 = {"model_type": "gpt2", "activation_function": "gelu", "n_inner": 80, "n_positions": 64}
 SIGLIP = {"vision": "siglip", "select": "full"}
 COMBINATIONS = {
     "clip-llama": {},
@@ -113,14 +134,21 @@ COMBINATIONS = {
     "siglip-llama": {**SIGLIP, "tie_word_embeddings": True},
     "siglip-mistral": {**SIGLIP, "model_type": "mistral", "head_dim": 16},
     "siglip-qwen2": {**SIGLIP, "model_type": "qwen2"},
+    "clip-gpt2": {**GPT2, "activation_function": "gelu_new"},
+    "siglip-gpt2": {**SIGLIP, **GPT2, "tie_word_embeddings": True, "head": True},
 }
 all_combinations = pytest.mark.parametrize("options", COMBINATIONS.values(), ids=COMBINATIONS)
 
 
 @pytest.mark.parametrize(
     ("options", "slots"),
-    [*((one, 4) for one in COMBINATIONS.values()), ({"select": "full"}, 5)],
-    ids=[*COMBINATIONS, "class-token"],
+    [
+        *((one, 4) for one in COMBINATIONS.values()),
+        ({"select": "full"}, 5),
+        # As LLaVA-JP: the first patch is left out.
+        ({**COMBINATIONS["siglip-gpt2"], "select": "default"}, 3),
+    ],
+    ids=[*COMBINATIONS, "class-token", "first-patch-dropped"],
 )
 def test_each_sample_of_a_mixed_batch_has_the_logits_of_hugging_face(pair, options, slots):
     reference, module, _ = pair(**options)
@@ -147,10 +175,10 @@ def test_what_the_image_shows_matters(pair):
 
 @all_combinations
 def test_loss_and_every_gradient_agree_with_hugging_face(pair, options):
-    from converters.llava import STYLES
     from converters.mapping import split_tensors
 
     reference, module, rows = pair(**options)
+    reference.eval()  # GPT-2's dropout is off on both sides
     module.train()
     samples = [sample(*sizes, seed) for seed, sizes in enumerate(MIXED)]
     batch = join(samples)
@@ -176,11 +204,12 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, options):
         if ".carried." in name
     }
     ours = split_tensors(rows, gradients | carried)
-    theirs = STYLES.disk_names(
+    theirs = table_names(
+        reference,
         {
             name: torch.zeros_like(one) if one.grad is None else one.grad
             for name, one in reference.named_parameters()
-        }
+        },
     )
     assert ours.keys() == theirs.keys()
     for name, wanted in theirs.items():

@@ -1,0 +1,209 @@
+"""LLaVA of a Llama, Mistral, Qwen2 or GPT-2 and a CLIP or SigLIP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaImageProcessor,
+    LlavaProcessor,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+)
+
+from converters.assembly import Assembly
+from converters.asset_files import TEMPLATE_FILE, read_json, write_chat_template
+from converters.conv1d import linear_view
+from converters.lazy import LazyTensor
+from converters.llava import WHOLE_CLIP, llava_drops, llava_table
+from converters.nvila import WHOLE_SIGLIP
+from converters.rows import Dropped, Row
+from models.conversation_templates import TEMPLATE_NAMES, conversation_template
+from models.llava.prompt import IMAGE_TOKEN
+
+PADDING_TOKEN = "<pad>"
+_BICUBIC = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlavaAssembly(Assembly):
+    """How a LLaVA is put together.
+
+    Attributes:
+        conversation_template: name of one that takes the place of the language model's own.
+        image_aspect_ratio: "square" lets CLIP take the middle of an image; "pad" pads it to a
+            square first, as LLaVA-1.5 was fine-tuned.
+    """
+
+    conversation_template: str | None = None
+    image_aspect_ratio: str = "square"
+
+    language_configs: ClassVar[Sequence[type[PretrainedConfig]]] = (
+        LlamaConfig,
+        MistralConfig,
+        Qwen2Config,
+        GPT2Config,
+    )
+    vision_configs: ClassVar[Sequence[type[PretrainedConfig]]] = (
+        CLIPVisionConfig,
+        SiglipVisionConfig,
+    )
+    language_prefix: ClassVar[str] = "language_model."
+    vision_prefix: ClassVar[str] = "vision_tower."
+    projector_prefix: ClassVar[str] = "multi_modal_projector."
+    vocabulary_tables: ClassVar[Sequence[str]] = (
+        *Assembly.vocabulary_tables,
+        "model.wte.weight",
+    )
+
+    def language_names(
+        self, text: PretrainedConfig, tensors: Mapping[str, LazyTensor]
+    ) -> dict[str, LazyTensor]:
+        """Turn GPT-2's names and layers into those of the table."""
+        if not isinstance(text, GPT2Config):
+            return dict(tensors)
+        prefix = self.language_prefix
+        named = {}
+        for name, tensor in tensors.items():
+            own = name.removeprefix(prefix).removeprefix("transformer.")
+            named[f"{prefix}{own}" if own.startswith("lm_head.") else f"{prefix}model.{own}"] = (
+                tensor
+            )
+        return linear_view(named)
+
+    def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> None:
+        """Add <image>, and a padding token where there is none; set the template."""
+        if self.conversation_template is not None:
+            template = conversation_template(self.conversation_template, "conversation_template")
+            tokenizer.chat_template = template.chat_template
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"llm: the tokenizer of {llm} has no chat template; add chat_template.jinja, or "
+                f"name a conversation_template ({', '.join(TEMPLATE_NAMES[:-1])})."
+            )
+        return_ids_and_mask_only(tokenizer)
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [IMAGE_TOKEN]}, replace_additional_special_tokens=False
+        )
+        # Llama's models are published with the unknown token there, which stands for real text.
+        if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.unk_token:
+            tokenizer.add_special_tokens({"pad_token": PADDING_TOKEN})
+
+    def describe(
+        self,
+        text: PretrainedConfig,
+        vision: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> LlavaConfig:
+        """Return a LlavaConfig: the features of the last layer but one, without class token."""
+        is_clip = isinstance(vision, CLIPVisionConfig)
+        if not is_clip:
+            vision.vision_use_head = False
+        text.pad_token_id = tokenizer.pad_token_id
+        return LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default" if is_clip else "full",
+            tie_word_embeddings=text.tie_word_embeddings,
+        )
+
+    def table(self, description: PretrainedConfig) -> list[Row]:
+        """Return the rows of LLaVA."""
+        return llava_table(description)
+
+    def language_drops(self, text: PretrainedConfig) -> list[Dropped]:
+        """Constants of older files, and a tied output layer again."""
+        return llava_drops(text)
+
+    def vision_drops(self, vision: PretrainedConfig) -> list[Dropped]:
+        """What a whole CLIP or SigLIP has beyond the tower."""
+        return WHOLE_CLIP if isinstance(vision, CLIPVisionConfig) else WHOLE_SIGLIP
+
+    def megatron_config(self, description: PretrainedConfig):
+        """Return NeMo's description of LLaVA."""
+        from models.llava.config import config_from_hf
+
+        return config_from_hf(description)
+
+    def projector(self, config) -> torch.nn.Module:
+        """Build LLaVA's projector."""
+        from models.llava.projector import build_projector
+
+        return build_projector(config)
+
+    def write_assets(
+        self,
+        folder: Path,
+        description: PretrainedConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        vision: str | Path,
+    ) -> None:
+        """Write configuration, tokenizer and processor."""
+        is_clip = isinstance(description.vision_config, CLIPVisionConfig)
+        LlavaProcessor(
+            image_processor=self._image_processor(Path(vision), description),
+            tokenizer=tokenizer,
+            patch_size=description.vision_config.patch_size,
+            vision_feature_select_strategy=description.vision_feature_select_strategy,
+            num_additional_image_tokens=int(is_clip),
+            chat_template=tokenizer.chat_template,
+        ).save_pretrained(folder)
+        description.architectures = ["LlavaForConditionalGeneration"]
+        description.save_pretrained(folder)
+        write_chat_template(
+            folder,
+            (folder / TEMPLATE_FILE).read_text(encoding="utf-8"),
+            read_json(folder / "tokenizer_config.json", str(vision)),
+        )
+        GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            # A placeholder in an answer has no image: the model must not be able to write one.
+            suppress_tokens=[description.image_token_index],
+        ).save_pretrained(folder)
+
+    def _image_processor(self, vision: Path, description: PretrainedConfig):
+        """Return the vision model's own processor, or one of the tower's size and usual values."""
+        size = description.vision_config.image_size
+        square = {"height": size, "width": size}
+        own = vision / "preprocessor_config.json"
+        values = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
+        if not isinstance(description.vision_config, CLIPVisionConfig):
+            if self.image_aspect_ratio != "square":
+                raise ValueError(
+                    f"image_aspect_ratio: {self.image_aspect_ratio!r} is for CLIP; SigLIP resizes "
+                    "whole images ('square')."
+                )
+            # Bicubic, as for NVILA: some published SigLIP files name it, some name nothing.
+            return SiglipImageProcessor(size=square, resample=_BICUBIC)
+        known = {name: values[name] for name in ("image_mean", "image_std") if name in values}
+        geometry = {"size": {"shortest_edge": size}, "crop_size": square}
+        if self.image_aspect_ratio == "pad":
+            return LlavaImageProcessor(do_pad=True, **geometry, **known)
+        return CLIPImageProcessor(**geometry, **known)
+
+
+def return_ids_and_mask_only(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer return no token_type_ids: a GPT-2 would add them to its input, as words."""
+    names = ["input_ids", "attention_mask"]
+    tokenizer.model_input_names = names
+    tokenizer.init_kwargs["model_input_names"] = names  # what is saved

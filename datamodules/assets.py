@@ -1,11 +1,30 @@
 """What encoding needs to know of a model of any family: its tokenizer, its tiles."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from datamodules.conversation import ChatTemplate
+from datamodules.conversation import Message, RenderedConversation
+
+
+class ConversationText(Protocol):
+    """Renders conversations: a proved chat template, or the plain text of a first stage."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that it belongs to."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> RenderedConversation:
+        """Renders a conversation and finds what is learnt.
+
+        Raises:
+            BadSample: It cannot be rendered.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +32,7 @@ class EncodingAssets:
     """The parts of an assets folder that encoding uses.
 
     Attributes:
-        template: The proved chat template of a fast tokenizer.
+        template: Renders conversations; of a fast tokenizer.
         image_token_id: Id that stands at the positions of images.
         pad_token_id: Id that fills rows of a batch.
         tile_size: Side of a tile in pixels.
@@ -21,7 +40,7 @@ class EncodingAssets:
         control_tokens: Matches every special token that must not stand in a text.
     """
 
-    template: ChatTemplate
+    template: ConversationText
     image_token_id: int
     pad_token_id: int
     tile_size: int
@@ -30,7 +49,7 @@ class EncodingAssets:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that the chat template belongs to."""
+        """The tokenizer that the template belongs to."""
         return self.template.tokenizer
 
 

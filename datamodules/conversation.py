@@ -21,12 +21,20 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from models.conversation_templates import (
+    TEMPLATE_NAMES,
+    ConversationTemplate,
+    conversation_template,
+)
 from sample_loaders.errors import BadSample, Reason
 
 IGNORED = -100
 
 # A message of a chat template: its role, and its content as a string or as a list of parts.
 Message = dict[str, Any]
+
+# A template that goes before the tokenizer's own, or its name.
+GivenTemplate = ConversationTemplate | str | None
 
 # The last two private-use characters of Unicode: no font and no text has a meaning for them.
 START_MARKER, END_MARKER = "\U0010fffc", "\U0010fffd"
@@ -51,12 +59,28 @@ class ChatTemplate:
         arguments: Passed to the template beside the messages.
         lead: What the template prints between its generation prompt and an answer, if anything.
             The model writes it, so it is learnt with the answer.
+        system: Of conversations that have no system turn; None adds none.
+        roles: The template's names of roles, where they differ.
     """
 
     tokenizer: PreTrainedTokenizerBase
     closing: re.Pattern[str]
     arguments: Mapping[str, str] = field(default_factory=dict)
     lead: str = ""
+    system: str | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def apply(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
+        """Renders messages as `text` does; what the template raises is not translated."""
+        named = [
+            {**message, "role": self.roles.get(message["role"], message["role"])}
+            for message in messages
+        ]
+        if self.system is not None and messages[0]["role"] != "system":
+            named.insert(0, {"role": "system", "content": self.system})
+        return self.tokenizer.apply_chat_template(
+            named, tokenize=False, add_generation_prompt=prompt, **self.arguments
+        )
 
     def text(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         """Renders messages, with the generation prompt after them if wanted.
@@ -65,9 +89,7 @@ class ChatTemplate:
             BadSample: The template refuses these messages.
         """
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=prompt, **self.arguments
-            )
+            return self.apply(messages, prompt=prompt)
         # A template that joins strings to contents of another form ends in a TypeError.
         except (jinja2.TemplateError, TypeError) as error:
             roles = ", ".join(message["role"] for message in messages)
@@ -138,34 +160,73 @@ class ChatTemplate:
         return f"The chat template of {self.tokenizer.name_or_path!r}"
 
 
+def unproved_template(
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: Mapping[str, str] | None = None,
+    given: GivenTemplate = None,
+) -> ChatTemplate:
+    """Takes the given template, else the tokenizer's: the order of precedence of NeVA.
+
+    Args:
+        tokenizer: Any tokenizer; it gets the given template.
+        arguments: Passed to the template beside the messages.
+        given: A template, its name, or None.
+
+    Raises:
+        ValueError: There is none, its name is unknown, or its stop string is no special token.
+    """
+    if isinstance(given, str):
+        given = conversation_template(given, "conversation_template")
+    special = _special_tokens(tokenizer)
+    if given is not None:
+        tokenizer.chat_template = given.chat_template
+        if given.stop_string is not None:
+            if given.stop_string not in special:
+                raise ValueError(
+                    f"conversation_template: the stop_string {given.stop_string!r} must be one of "
+                    f"the special tokens of {tokenizer.name_or_path!r}: {', '.join(special)}."
+                )
+            special = [given.stop_string]
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"The tokenizer {tokenizer.name_or_path!r} has no chat template, but one is needed; "
+            f"conversation_template gives one ({', '.join(TEMPLATE_NAMES)})."
+        )
+    return ChatTemplate(
+        tokenizer=tokenizer,
+        closing=_closing(special),
+        arguments=dict(arguments or {}),
+        system=None if given is None else given.system,
+        roles={} if given is None else given.role_names,
+    )
+
+
 def check_chat_template(
     tokenizer: PreTrainedTokenizerBase,
     make_message: Callable[[str, str], Message],
     questions: Sequence[str] = ("a",),
     arguments: Mapping[str, str] | None = None,
+    given: GivenTemplate = None,
 ) -> ChatTemplate:
     """Proves on short dialogues that a chat template can give spans.
 
     The generation prompt must end exactly where an answer begins: nothing but whitespace, always
-    the same, may be printed between them.
+    the same, may be printed between them. A given template may have no generation prompt, as
+    NeVA's have none: it is then taken to end before the spaces in front of an answer.
 
     Args:
         tokenizer: Any tokenizer.
         make_message: Makes the family's message of a role and a text.
         questions: A dialogue is tried with each of these as its first question.
         arguments: Passed to the template beside the messages.
+        given: Goes before the tokenizer's own: a template, its name, or None.
 
     Raises:
         ValueError: There is no template, or it does not suit.
     """
-    if not tokenizer.chat_template:
-        raise ValueError(
-            f"The tokenizer {tokenizer.name_or_path!r} has no chat template, but one is needed."
-        )
-    template = ChatTemplate(
-        tokenizer=tokenizer, closing=_closing(tokenizer), arguments=dict(arguments or {})
-    )
-    leads = set()
+    template = unproved_template(tokenizer, arguments, given)
+    has_prompt = given is None or "add_generation_prompt" in str(tokenizer.chat_template)
+    leads: set[str | None] = set()
     for question in questions:
         # No system turn: some templates refuse one, which matters only to samples that have one.
         turns = [("user", question), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
@@ -177,6 +238,9 @@ def check_chat_template(
             raise ValueError(error.message) from error
         for prompt, (start, _) in zip(prompts, rendered.spans, strict=True):
             before = rendered.text[:start]
+            if not has_prompt:
+                # Spaces are part of the word behind them in many vocabularies.
+                prompt = before.rstrip(" ")
             leads.add(before.removeprefix(prompt) if before.startswith(prompt) else None)
     lead = leads.pop()
     if leads or lead is None or lead.strip():
@@ -231,8 +295,11 @@ def shifted_labels(ids: np.ndarray, supervised: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _closing(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    return [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def _closing(special: Sequence[str]) -> re.Pattern[str]:
     # Longest first, so that a token is not taken for another one that it begins with.
     names = "|".join(re.escape(name) for name in sorted(special, key=len, reverse=True))
     # Without any special token nothing closes an answer.

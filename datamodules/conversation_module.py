@@ -13,6 +13,7 @@ from nemo.lightning.io.mixin import IOMixin
 from nemo.lightning.pytorch.plugins import MegatronDataSampler
 
 from datamodules.bad_samples import BadSampleLog
+from datamodules.conversation import GivenTemplate
 from datamodules.image_resize import ImageResize, check_image_resize
 from datamodules.packing import Room
 from datamodules.rank_log import rank_log
@@ -90,6 +91,7 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
     max_tiles: int | None
     max_tiles_per_row: int | None
     image_resize: ImageResize
+    conversation_template: GivenTemplate
     packing_buffer_size: int | None
     pad_to_multiple_of: int
     pad_to_seq_length: bool
@@ -145,7 +147,12 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
         # Workers are forked after this; the tokenizers library would warn about that in each one.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         encoder = open_encoder(
-            self.assets, self.seq_length, self.max_tiles, self.max_tiles_per_row, self.image_resize
+            self.assets,
+            self.seq_length,
+            self.max_tiles,
+            self.max_tiles_per_row,
+            self.image_resize,
+            self.conversation_template,
         )
         # Read here, and not in the workers, so that its errors come before anything starts.
         encoder.prepare()

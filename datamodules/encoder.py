@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.assets import EncodingAssets
 from datamodules.collate import Encoded
-from datamodules.conversation import IGNORED
+from datamodules.conversation import IGNORED, GivenTemplate
 from datamodules.image_resize import ImageResize, check_image_resize
 from datamodules.images import ImageFolder, ImageStore
 from sample_loaders.conversation import ConversationSample, Turn
@@ -35,6 +35,8 @@ class EncoderConfig:
         max_image_pixels: Larger images are bad samples.
         image_resize: "exact" resizes with Pillow, "fast" in much less time, with pixels that
             differ by at most two of 255 levels.
+        conversation_template: Goes before the tokenizer's own template: a name, `plain` (images,
+            answer, newline), or a `ConversationTemplate`.
     """
 
     assets: str
@@ -44,6 +46,7 @@ class EncoderConfig:
     max_tiles_per_sample: int | None = None
     max_image_pixels: int = LARGEST_IMAGE
     image_resize: ImageResize = "fast"
+    conversation_template: GivenTemplate = None
 
     def __post_init__(self) -> None:
         for name in ("seq_length", "max_tiles", "max_tiles_per_sample", "max_image_pixels"):

@@ -8,6 +8,7 @@ from typing import Any
 from megatron.energon import WorkerConfig
 
 from datamodules.blend import check_weights
+from datamodules.conversation import GivenTemplate
 from datamodules.conversation_module import ConversationDataModule, data_parallel_place
 from datamodules.energon_loaders import evaluation_batches, training_batches
 from datamodules.energon_shards import ShardSet, open_shards
@@ -49,6 +50,9 @@ class EnergonDataModule(ConversationDataModule):
         max_tiles_per_row: No row has more tiles than this in all; None for no bound.
         image_resize: "exact" resizes images with Pillow, "fast" in much less time, with pixels that
             differ by at most two of 255 levels.
+        conversation_template: Goes before the tokenizer's own chat template: a name (`v1`,
+            `llava_jp`), `plain` (images, answer, newline: LLaVA's first stage), or a
+            `ConversationTemplate`; None takes the tokenizer's.
         num_validation_workers: The same for validation and test; None takes `num_workers`.
         seed: Chooses the order of training.
         shuffle_buffer_size: Samples that each worker draws the next one from; 0 or 1 for none.
@@ -95,6 +99,7 @@ class EnergonDataModule(ConversationDataModule):
         read_timeout_seconds: float | None = 600.0,
         pin_memory: bool = False,
         image_resize: ImageResize = "fast",
+        conversation_template: GivenTemplate = None,
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
@@ -127,6 +132,7 @@ class EnergonDataModule(ConversationDataModule):
         self.read_timeout_seconds = read_timeout_seconds
         self.pin_memory = pin_memory
         self.image_resize = image_resize
+        self.conversation_template = conversation_template
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()

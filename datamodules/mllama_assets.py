@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import MllamaConfig, MllamaImageProcessor, PreTrainedTokenizerBase
 
 from datamodules.assets import EncodingAssets, control_tokens, find_image_token, load_tokenizer
-from datamodules.conversation import ChatTemplate, check_chat_template
+from datamodules.conversation import ChatTemplate, GivenTemplate, check_chat_template
 from models.checkpoint_paths import find_assets
 from models.mllama.prompt import IMAGE_PLACEHOLDER, IMAGE_TOKEN, TEMPLATE_ARGUMENTS, chat_message
 from models.mllama.tiling import supported_canvases
@@ -22,11 +22,12 @@ class MllamaAssets(EncodingAssets):
     """The parts of an assets folder that encoding uses; `max_tiles` is what the model has."""
 
 
-def load_mllama_assets(folder: str) -> MllamaAssets:
+def load_mllama_assets(folder: str, conversation_template: GivenTemplate = None) -> MllamaAssets:
     """Reads an assets folder: configuration, image processor and tokenizer.
 
     Args:
         folder: The folder, or a checkpoint or the folder of a run that has one.
+        conversation_template: Goes before the tokenizer's own.
 
     Raises:
         ValueError: The folder or its tokenizer lacks something that encoding needs.
@@ -40,7 +41,11 @@ def load_mllama_assets(folder: str) -> MllamaAssets:
         tokenizer.chat_template = json.loads(legacy.read_text(encoding="utf-8"))["chat_template"]
     image = _image_token(tokenizer, config, folder)
     template = check_chat_template(
-        tokenizer, chat_message, ("a", f"{IMAGE_PLACEHOLDER}a"), TEMPLATE_ARGUMENTS
+        tokenizer,
+        chat_message,
+        ("a", f"{IMAGE_PLACEHOLDER}a"),
+        TEMPLATE_ARGUMENTS,
+        conversation_template,
     )
     _check_image_turn(template)
     return MllamaAssets(

@@ -116,7 +116,7 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
         )
 
     def _load_assets(self) -> MllamaAssets:
-        assets = load_mllama_assets(self.config.assets)
+        assets = load_mllama_assets(self.config.assets, self.config.conversation_template)
         if self.config.max_tiles is not None and self.config.max_tiles > assets.max_tiles:
             raise ValueError(
                 f"max_tiles is {self.config.max_tiles}, but the model in {self.config.assets} has "

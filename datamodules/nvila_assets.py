@@ -1,14 +1,20 @@
 """What encoding needs to know of a model of the NVILA-Lite family."""
 
+import re
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from datamodules.assets import EncodingAssets, control_tokens, find_image_token, load_tokenizer
-from datamodules.conversation import Message, check_chat_template
+from datamodules.conversation import GivenTemplate, Message, check_chat_template
+from datamodules.plain_template import PlainTemplate
 from models.checkpoint_paths import find_assets
+from models.conversation_templates import PLAIN
 from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
+
+# The newline after a tile belongs to the image, so it is no part of an answer either.
+TILE_TEXT = re.compile(re.escape(IMAGE_TOKEN) + r"\n?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +35,12 @@ def nvila_message(role: str, text: str) -> Message:
     return {"role": role, "content": text}
 
 
-def load_nvila_assets(folder: str) -> NvilaAssets:
+def load_nvila_assets(folder: str, conversation_template: GivenTemplate = None) -> NvilaAssets:
     """Reads an assets folder (`config.json` of a NVILALiteConfig and the tokenizer's files).
 
     Args:
         folder: The folder, or a checkpoint or the folder of a run that has one.
+        conversation_template: Goes before the tokenizer's own.
 
     Raises:
         ValueError: The folder or its tokenizer lacks something that encoding needs.
@@ -42,8 +49,13 @@ def load_nvila_assets(folder: str) -> NvilaAssets:
     config = NVILALiteConfig.from_pretrained(folder)
     tokenizer = load_tokenizer(folder)
     image, newline = _image_tokens(tokenizer, folder)
+    template = (
+        PlainTemplate(tokenizer=tokenizer, image_text=TILE_TEXT)
+        if conversation_template == PLAIN
+        else check_chat_template(tokenizer, nvila_message, given=conversation_template)
+    )
     return NvilaAssets(
-        template=check_chat_template(tokenizer, nvila_message),
+        template=template,
         image_token_id=image,
         newline_token_id=newline,
         pad_token_id=tokenizer.pad_token_id,

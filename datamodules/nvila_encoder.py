@@ -1,6 +1,5 @@
 """Samples of the NVILA-Lite family: every tile takes positions of the text."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,9 +8,9 @@ import numpy as np
 from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
 from datamodules.document import Span, cut_position, tokenize_document
 from datamodules.encoder import ConversationEncoder, EncodingPlan
+from datamodules.image_slot_collate import ImageSlotCollator, ImageSlotSample
 from datamodules.images import ImageStore, decode_image, image_size
-from datamodules.nvila_assets import NvilaAssets, load_nvila_assets, nvila_message
-from datamodules.nvila_collate import NvilaCollator, NvilaSample
+from datamodules.nvila_assets import TILE_TEXT, NvilaAssets, load_nvila_assets, nvila_message
 from datamodules.nvila_tiles import fill_tiles, fill_tiles_exactly
 from models.nvila.hf_code.prompt_nvila_lite import (
     IMAGE_TOKEN,
@@ -22,9 +21,6 @@ from models.nvila.hf_code.tiling_nvila_lite import tile_count
 from sample_loaders.conversation import ConversationSample, Turn
 from sample_loaders.document import DocumentSample
 from sample_loaders.errors import BadSample, Reason
-
-# The newline after a tile belongs to the image, so it is no part of an answer either.
-_TILE_TEXT = re.compile(re.escape(IMAGE_TOKEN) + r"\n?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +48,7 @@ class NvilaPlan(EncodingPlan):
         return sum(image.tiles for image in self.images)
 
 
-class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
+class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, ImageSlotSample]):
     """Encodes conversations for models of the NVILA-Lite family.
 
     A sample that is too long first gets smaller tile grids, the same bound for all of its images
@@ -64,7 +60,7 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
         config: How to encode; `max_tiles` does not count the thumbnail.
     """
 
-    def decode(self, plan: NvilaPlan, images: ImageStore | None = None) -> NvilaSample:
+    def decode(self, plan: NvilaPlan, images: ImageStore | None = None) -> ImageSlotSample:
         """Adds the tiles to a plan.
 
         Raises:
@@ -79,28 +75,28 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
             pixels = decode_image(store, image.name, self.config.max_image_pixels)
             fill(tiles[first : first + image.tiles], pixels, image.max_tiles)
             first += image.tiles
-        return NvilaSample(key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=tiles)
+        return ImageSlotSample(key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=tiles)
 
-    def filler(self, key: str) -> NvilaSample:
+    def filler(self, key: str) -> ImageSlotSample:
         """Makes a sample of one pad token, without label and image."""
         size = self.assets.tile_size
-        return NvilaSample(
+        return ImageSlotSample(
             key=key,
             tokens=np.array([self.pad_token_id], dtype=np.int64),
             labels=np.array([IGNORED], dtype=np.int64),
             tiles=np.zeros((0, 3, size, size), dtype=np.uint8),
         )
 
-    def collator(self, pad_to_multiple_of: int, fixed_length: int | None) -> NvilaCollator:
+    def collator(self, pad_to_multiple_of: int, fixed_length: int | None) -> ImageSlotCollator:
         """Makes what joins samples to micro-batches."""
-        return NvilaCollator(
+        return ImageSlotCollator(
             pad_token_id=self.pad_token_id,
             pad_to_multiple_of=pad_to_multiple_of,
             fixed_length=fixed_length,
         )
 
     def _load_assets(self) -> NvilaAssets:
-        return load_nvila_assets(self.config.assets)
+        return load_nvila_assets(self.config.assets, self.config.conversation_template)
 
     def _plan(self, sample: ConversationSample, store: ImageStore) -> NvilaPlan:
         sizes = self._sizes(sample.images, store)
@@ -151,7 +147,7 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
     def _plan_text(self, sample: DocumentSample, tiles: Sequence[int], max_tiles: int) -> NvilaPlan:
         assets = self.assets
         text = expand_images(sample.text, tiles)
-        ids, supervised = tokenize_document(text, assets.tokenizer, _TILE_TEXT)
+        ids, supervised = tokenize_document(text, assets.tokenizer, TILE_TEXT)
         tokens, origin = expand_tile_tokens(
             ids, assets.image_token_id, assets.newline_token_id, assets.tokens_per_tile
         )
@@ -188,7 +184,7 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, NvilaSample]):
         assets = self.assets
         messages = [nvila_message(turn.role, turn.text) for turn in _expand_turns(turns, tiles)]
         rendered = assets.template.render(messages)
-        ids, supervised = tokenize_conversation(rendered, assets.tokenizer, _TILE_TEXT)
+        ids, supervised = tokenize_conversation(rendered, assets.tokenizer, TILE_TEXT)
         found = int((ids == assets.image_token_id).sum())
         if found != sum(tiles):
             raise BadSample(

@@ -6,6 +6,7 @@ from typing import Any
 from nemo.lightning.data import WrappedDataLoader
 
 from datamodules.blend import Blend, check_weights
+from datamodules.conversation import GivenTemplate
 from datamodules.conversation_module import ConversationDataModule, data_parallel_place
 from datamodules.dataset import EvaluationSamples, Source, TrainingSamples
 from datamodules.image_resize import ImageResize
@@ -48,6 +49,9 @@ class PreloadedDataModule(ConversationDataModule):
         max_tiles_per_row: No row has more tiles than this in all; None for no bound.
         image_resize: "exact" resizes images with Pillow, "fast" in much less time, with pixels that
             differ by at most two of 255 levels.
+        conversation_template: Goes before the tokenizer's own chat template: a name (`v1`,
+            `llava_jp`), `plain` (images, answer, newline: LLaVA's first stage), or a
+            `ConversationTemplate`; None takes the tokenizer's.
         seed: Chooses the order of training.
         shuffle: False walks the training files in file order.
         pad_to_multiple_of: Row lengths are rounded up to this.
@@ -90,6 +94,7 @@ class PreloadedDataModule(ConversationDataModule):
         read_timeout_seconds: float | None = 600.0,
         pin_memory: bool = False,
         image_resize: ImageResize = "fast",
+        conversation_template: GivenTemplate = None,
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
@@ -119,6 +124,7 @@ class PreloadedDataModule(ConversationDataModule):
         self.read_timeout_seconds = read_timeout_seconds
         self.pin_memory = pin_memory
         self.image_resize = image_resize
+        self.conversation_template = conversation_template
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()

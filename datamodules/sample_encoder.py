@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from datamodules.collate import Encoded
+from datamodules.conversation import GivenTemplate
 from datamodules.encoder import EncoderConfig, EncodingPlan
 from datamodules.image_resize import ImageResize
 from datamodules.images import ImageStore
+from datamodules.llava_encoder import LlavaEncoder
 from datamodules.mllama_encoder import MllamaEncoder
 from datamodules.nvila_encoder import NvilaEncoder
 from models.checkpoint_paths import find_assets
@@ -88,6 +90,7 @@ class SampleEncoder(Protocol[Sample]):
 
 # By the `model_type` of a configuration.
 _ENCODERS: dict[str, Callable[[EncoderConfig], SampleEncoder[Any]]] = {
+    "llava": LlavaEncoder,
     "mllama": MllamaEncoder,
     "nvila_lite": NvilaEncoder,
 }
@@ -99,6 +102,7 @@ def open_encoder(
     max_tiles: int | None = None,
     max_tiles_per_sample: int | None = None,
     image_resize: ImageResize = "fast",
+    conversation_template: GivenTemplate = None,
 ) -> SampleEncoder[Any]:
     """Makes the encoder of the model that an assets folder belongs to.
 
@@ -108,6 +112,7 @@ def open_encoder(
         max_tiles: Largest number of tiles of an image; None takes the model's own.
         max_tiles_per_sample: No sample has more tiles than this in all; None for no bound.
         image_resize: "exact" or "fast", as in `EncoderConfig`.
+        conversation_template: As in `EncoderConfig`.
 
     Raises:
         ValueError: An argument does not suit, or nothing here encodes for such a model.
@@ -118,6 +123,7 @@ def open_encoder(
         max_tiles=max_tiles,
         max_tiles_per_sample=max_tiles_per_sample,
         image_resize=image_resize,
+        conversation_template=conversation_template,
     )
     path = Path(find_assets(assets)) / "config.json"
     try:
@@ -128,6 +134,6 @@ def open_encoder(
     if model_type not in _ENCODERS:
         raise ValueError(
             f"The file {path} has model_type {model_type!r}, but samples can be encoded for "
-            f"{' and '.join(_ENCODERS)} only."
+            f"{', '.join(_ENCODERS)} only."
         )
     return _ENCODERS[model_type](config)

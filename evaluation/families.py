@@ -12,6 +12,8 @@ from typing import Any
 from transformers import BatchFeature
 
 from evaluation.query import Query, image_size, open_image
+from models.llava.prompt import chat_message as llava_message
+from models.llava.prompt import takes_parts
 from models.mllama.prompt import TEMPLATE_ARGUMENTS, chat_message
 from models.nvila.hf_code.tiling_nvila_lite import tile_count
 from models.nvila.remote_code import require_known_code
@@ -100,6 +102,37 @@ def _nvila_cost(processor: Any, query: Query) -> tuple[int, int]:
     return tiles, _text_length(query)
 
 
+def _llava_messages(processor: Any, query: Query) -> list[dict[str, Any]]:
+    parts = takes_parts(processor.apply_chat_template)
+    return [llava_message(m["role"], m["content"], parts) for m in query.messages]
+
+
+def _llava_prompt(processor: Any, query: Query) -> str:
+    messages = _llava_messages(processor, query)
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
+
+
+def _llava_inputs(processor: Any, queries: Sequence[Query]) -> BatchFeature:
+    images = [open_image(source).convert("RGB") for query in queries for source in query.images]
+    texts = [_llava_prompt(processor, query) for query in queries]
+    # Templates of the published models leave the first token to the tokenizer.
+    begin = processor.tokenizer.bos_token
+    has_begin = bool(begin) and all(text.startswith(begin) for text in texts)
+    # What generate() appends follows the last column, so the padding stands in front.
+    return processor(
+        text=texts,
+        images=images or None,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not has_begin,
+        return_tensors="pt",
+    )
+
+
+def _llava_cost(processor: Any, query: Query) -> tuple[int, int]:
+    return len(query.images), _text_length(query)
+
+
 def _mllama_prompt(processor: Any, query: Query) -> str:
     messages = [chat_message(message["role"], message["content"]) for message in query.messages]
     return processor.apply_chat_template(messages, add_generation_prompt=True, **TEMPLATE_ARGUMENTS)
@@ -141,6 +174,14 @@ FAMILIES: dict[str, AnswerFamily] = {
         inputs=_nvila_inputs,
         group=lambda query: 0,
         cost=_nvila_cost,
+    ),
+    "llava": AnswerFamily(
+        check_directory=lambda directory: None,
+        runs_directory_code=False,
+        prompt=_llava_prompt,
+        inputs=_llava_inputs,
+        group=lambda query: 0,
+        cost=_llava_cost,
     ),
     "mllama": AnswerFamily(
         check_directory=lambda directory: None,

@@ -123,6 +123,8 @@ def _read_turn(entry: object, number: int) -> Turn:
             Reason.UNKNOWN_ROLE,
             f'Turn {number} is from "{entry["from"]}", which is none of {", ".join(ROLE_NAMES)}.',
         )
+    if entry["from"] == "システム" and number > 0:
+        role = "assistant"  # LLaVA-JP's name for it; only the first turn can be the system's
     return Turn(role=role, text=entry["value"])
 
 

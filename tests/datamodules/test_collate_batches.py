@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.image_slot_collate import ImageSlotCollator, ImageSlotSample
 from datamodules.mllama_collate import MllamaCollator, MllamaSample
-from datamodules.nvila_collate import NvilaCollator, NvilaSample
 
 
 def sample(key, tokens, labels, tiles=0):
-    return NvilaSample(
+    return ImageSlotSample(
         key=key,
         tokens=np.array(tokens, dtype=np.int64),
         labels=np.array(labels, dtype=np.int64),
@@ -16,7 +16,7 @@ def sample(key, tokens, labels, tiles=0):
 
 
 def test_contract():
-    batch = NvilaCollator(pad_token_id=9, pad_to_multiple_of=4)(
+    batch = ImageSlotCollator(pad_token_id=9, pad_to_multiple_of=4)(
         [
             sample("a", [1, 2, 3, 4, 5], [-100, 3, -100, 5, -100], 2),
             sample("bb", [6, 7], [7, -100], 1),
@@ -44,21 +44,26 @@ def test_contract():
 
 @pytest.mark.parametrize(("multiple", "length"), [(1, 5), (2, 6), (8, 8), (5, 5)])
 def test_row_length_is_rounded_up(multiple, length):
-    batch = NvilaCollator(pad_token_id=0, pad_to_multiple_of=multiple)(
+    batch = ImageSlotCollator(pad_token_id=0, pad_to_multiple_of=multiple)(
         [sample("a", [1] * 5, [-100] * 5)]
     )
     assert batch["tokens"].shape == (1, length)
 
 
 def test_fixed_length():
-    collator = NvilaCollator(pad_token_id=0, fixed_length=16)
+    collator = ImageSlotCollator(pad_token_id=0, fixed_length=16)
     assert collator([sample("a", [1] * 5, [-100] * 5)])["labels"].shape == (1, 16)
     with pytest.raises(AssertionError):
         collator([sample("a", [1] * 17, [-100] * 17)])
 
 
 def test_batch_without_tiles():
-    assert NvilaCollator(pad_token_id=0)([sample("a", [1], [-100])])["tiles"].shape == (0, 3, 4, 4)
+    assert ImageSlotCollator(pad_token_id=0)([sample("a", [1], [-100])])["tiles"].shape == (
+        0,
+        3,
+        4,
+        4,
+    )
 
 
 def mllama_sample(key, length, spans=(), tiles=()):
@@ -131,7 +136,7 @@ def test_packed_rows():
         [sample("a", [1, 2, 3], [2, -100, -100], 2), sample("bb", [4, 5], [5, -100], 1)],
         [sample("ccc", [6, 7, 8, 9], [7, 8, 9, -100])],
     ]
-    batch = NvilaCollator(pad_token_id=0, pad_to_multiple_of=4).packed(rows)
+    batch = ImageSlotCollator(pad_token_id=0, pad_to_multiple_of=4).packed(rows)
     # The longer row has 5 places, rounded up to 8; what is left of each is a sequence of its own.
     assert batch["tokens"].tolist() == [[1, 2, 3, 4, 5, 0, 0, 0, 6, 7, 8, 9, 0, 0, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3]]
@@ -148,7 +153,7 @@ def test_packed_rows():
 
 
 def test_packed_row_that_is_full_has_no_rest():
-    batch = NvilaCollator(pad_token_id=0, fixed_length=8).packed(
+    batch = ImageSlotCollator(pad_token_id=0, fixed_length=8).packed(
         [[sample("a", [1] * 5, [-100] * 5), sample("b", [2] * 3, [-100] * 3)]]
     )
     assert batch["cu_seqlens"].tolist() == [0, 5, 8]

@@ -21,7 +21,10 @@ def test_family_by_the_configuration(assets, llama_assets):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (json.dumps({"model_type": "bert"}), "model_type 'bert', but .* mllama and nvila_lite"),
+        (
+            json.dumps({"model_type": "bert"}),
+            "model_type 'bert', but .* llava, mllama, nvila_lite",
+        ),
         ("[]", "model_type None"),
         ("{", "is not JSON"),
     ],

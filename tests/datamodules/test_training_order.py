@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 from datamodules.bad_samples import BadSampleLog, TooManyBadSamples, count_bad_samples
 from datamodules.blend import Blend
 from datamodules.dataset import ENDLESS, EvaluationSamples, TrainingSamples
-from datamodules.nvila_collate import NvilaCollator
+from datamodules.image_slot_collate import ImageSlotCollator
 from datamodules.split import open_sources, split_sources
 
 
@@ -56,7 +56,7 @@ def test_workers_do_not_change_the_order(make_samples, workers):
         make_samples(),
         batch_sampler=[list(range(start, start + 4)) for start in range(0, 40, 4)],
         num_workers=workers,
-        collate_fn=NvilaCollator(pad_token_id=0),
+        collate_fn=ImageSlotCollator(pad_token_id=0),
     )
     assert [key for batch in loader for key in batch["sample_keys"]] == expected
 

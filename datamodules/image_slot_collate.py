@@ -1,4 +1,4 @@
-"""Micro-batches of the NVILA-Lite family."""
+"""Micro-batches of models whose tokens have a slot for each vector of an image (NVILA, LLaVA)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from datamodules.collate import TextRows, joined
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NvilaSample:
+class ImageSlotSample:
     """A sample ready for collation.
 
     Attributes:
         key: The sample's key.
-        tokens: int64 [length]; image positions hold the image id, each tile closed by a newline.
+        tokens: int64 [length]; image positions hold the image id.
         labels: int64 [length], already shifted; -100 where nothing is learnt.
         tiles: uint8 [n, 3, H, W] in the order of their positions; n may be 0.
     """
@@ -28,10 +28,10 @@ class NvilaSample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NvilaCollator(TextRows):
+class ImageSlotCollator(TextRows):
     """Joins samples: their text as rows, and their tiles one after the other."""
 
-    def __call__(self, samples: Sequence[NvilaSample]) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[ImageSlotSample]) -> dict[str, Any]:
         """Builds a micro-batch.
 
         Returns:
@@ -40,7 +40,7 @@ class NvilaCollator(TextRows):
         """
         return {**self.join(samples), "tiles": _tiles(samples)}
 
-    def packed(self, rows: Sequence[Sequence[NvilaSample]]) -> dict[str, Any]:
+    def packed(self, rows: Sequence[Sequence[ImageSlotSample]]) -> dict[str, Any]:
         """Builds a micro-batch of packed rows.
 
         Returns:
@@ -51,5 +51,5 @@ class NvilaCollator(TextRows):
         return {**text, "tiles": _tiles([sample for row in rows for sample in row])}
 
 
-def _tiles(samples: Sequence[NvilaSample]) -> torch.Tensor:
+def _tiles(samples: Sequence[ImageSlotSample]) -> torch.Tensor:
     return torch.from_numpy(joined([sample.tiles for sample in samples]))

@@ -15,6 +15,10 @@ from nemo_run.cli.cli_parser import CLIException, parse_cli_args, type_parser
 FACTORIES = {
     "nvila": "recipes.nvila.recipe:finetune_recipe",
     "nvila_pretrain": "recipes.nvila.recipe:pretrain_recipe",
+    "llava": "recipes.llava.recipe:finetune_recipe",
+    "llava_pretrain": "recipes.llava.recipe:pretrain_recipe",
+    "llava_jp": "recipes.llava_jp.recipe:finetune_recipe",
+    "llava_jp_pretrain": "recipes.llava_jp.recipe:pretrain_recipe",
     "mllama": "recipes.mllama.recipe:finetune_recipe",
 }
 """Where each factory's function is; only the one that is asked for is imported."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import cast, get_args
 
@@ -12,14 +13,16 @@ from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
-from nemo.lightning.pytorch.optim import CosineAnnealingScheduler, MegatronOptimizerModule
+from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 
 from datamodules.conversation_module import ConversationDataModule
 from datamodules.energon import EnergonDataModule
 from datamodules.preloaded import PreloadedDataModule
+from models.lora import LanguageLoRA
 from recipes.bad_steps import BadSteps
 from recipes.checkpoints import StageCheckpoint
 from recipes.hang_watchdog import HangWatchdog
+from recipes.part_learning_rates import PartLearningRates
 from recipes.rows import LayoutRow, Precision, StageRow, check_batch, look_up
 from recipes.start import StartOrResume
 from recipes.step_log import StepLog
@@ -129,7 +132,9 @@ def trainer(
 def optimizer(stage: StageRow, layout: LayoutRow) -> run.Config:
     """Build AdamW with warm-up and cosine decay over the whole stage."""
     return run.Config(
-        MegatronOptimizerModule,
+        PartLearningRates,
+        vision_lr=stage.vision_max_lr,
+        projector_lr=stage.projector_max_lr,
         config=run.Config(
             OptimizerConfig,
             optimizer="adam",
@@ -185,6 +190,21 @@ def resume(init_from: str) -> run.Config:
     return run.Config(StartOrResume, init_from=init_from)
 
 
+def lora(stage: StageRow, options: Mapping[str, object]) -> run.Config:
+    """Build the adapters of the language model, beside the parts that the stage trains.
+
+    Args:
+        stage: says whether vision tower and projector train, in full.
+        options: rank, scale and dropout.
+    """
+    return run.Config(
+        LanguageLoRA,
+        freeze_vision_model=not stage.train_vision,
+        freeze_vision_projection=not stage.train_projector,
+        **options,
+    )
+
+
 DATA_MODULES: dict[str, type[ConversationDataModule]] = {
     "files": PreloadedDataModule,
     "shards": EnergonDataModule,
@@ -220,6 +240,8 @@ def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str, kind: str
         num_workers=layout.num_workers,
         bad_sample_file=f"{folder}/log/bad_samples.jsonl",
     )
+    if stage.conversation_template is not None:
+        config.conversation_template = stage.conversation_template
     if kind == "shards":
         config.validation_split = None  # the trainer validates nothing, and blends have no split
     return config

@@ -27,6 +27,10 @@ class StageRow:
     global_batch_size: int
     seq_length: int
     max_lr: float
+    """Of the language model, or of its adapters, and of the other parts unless they have one."""
+
+    vision_max_lr: float | None = None
+    projector_max_lr: float | None = None
     min_lr: float
     warmup_fraction: float
     """Part of the steps in which the learning rate rises from 0."""
@@ -43,6 +47,9 @@ class StageRow:
     max_tiles_per_row: int | None = None
     """Tiles of all images of a sample, or of a packed row: what memory is planned for. None where
     tiles take positions of the text, so that `seq_length` bounds them."""
+
+    conversation_template: str | None = None
+    """Of the data; None is the model's own chat template."""
 
     save_every_steps: int
     keep_checkpoints: int
@@ -89,6 +96,19 @@ def look_up(table: Mapping[str, RowT], argument: str, value: str) -> RowT:
     if value not in table:
         raise ValueError(f"{argument}: {value!r} is unknown; allowed are {', '.join(table)}.")
     return table[value]
+
+
+def look_up_stage(
+    table: Mapping[tuple[str, str], StageRow], stage: str, peft_scheme: str | None
+) -> StageRow:
+    """Return the row of a stage and a scheme; None is "none".
+
+    Raises:
+        ValueError: an unknown stage, or a scheme that it does not have.
+    """
+    look_up({one: scheme for one, scheme in table}, "stage", stage)
+    schemes = {scheme: row for (one, scheme), row in table.items() if one == stage}
+    return look_up(schemes, "peft_scheme", peft_scheme or "none")
 
 
 def check_batch(stage: StageRow, layout: LayoutRow, num_nodes: int, num_gpus_per_node: int) -> None:

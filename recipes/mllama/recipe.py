@@ -12,7 +12,6 @@ from __future__ import annotations
 import nemo_run as run
 from nemo.collections import llm
 
-from models.lora import LanguageLoRA
 from models.mllama.config import MllamaConfig, MllamaLanguageConfig, MllamaVisionConfig
 from models.mllama.model import MllamaModel
 from recipes import parts
@@ -117,5 +116,5 @@ def finetune_recipe(
         data_kind=data,
     )
     if is_lora:
-        recipe.peft = run.Config(LanguageLoRA, **LORA_OPTIONS)
+        recipe.peft = parts.lora(row, LORA_OPTIONS)
     return recipe

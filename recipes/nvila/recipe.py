@@ -15,8 +15,8 @@ from nemo.collections import llm
 from models.nvila.config import NvilaConfig, NvilaLanguageConfig, SiglipTowerConfig
 from models.nvila.model import NvilaModel
 from recipes import parts
-from recipes.nvila.sizes import LAYOUTS, SIZES, Size, SizeRow
-from recipes.nvila.stages import Stage, stage_row
+from recipes.nvila.sizes import LAYOUTS, LORA_LAYOUTS, SIZES, Size, SizeRow
+from recipes.nvila.stages import LORA_OPTIONS, Stage, stage_row
 from recipes.rows import LayoutRow, StageRow, look_up
 
 
@@ -81,7 +81,8 @@ def finetune_recipe(
         name: of the run; the default is the stage's name, so that the next stage finds it.
         num_nodes: machines.
         num_gpus_per_node: processes per machine; the default is 8, and 1 for nano.
-        peft_scheme: None or "none"; adapters are not there yet for this family.
+        peft_scheme: "none" or "lora" (all linear layers of the language model; vision tower and
+            projector train in full where the stage trains them). Not in the stage align.
         stage: align, pretrain or sft.
         size: nano, 1b, 2b, 15b or 33b.
         init_from: checkpoint or run to start from; the default is `dir` + the stage before
@@ -96,15 +97,12 @@ def finetune_recipe(
         ValueError: an unknown value, or a batch that does not divide over the GPUs.
     """
     size_row = look_up(SIZES, "size", size)
-    row = stage_row(stage, size)
-    layout = parts.with_precision(LAYOUTS[size], precision)
-    if peft_scheme not in (None, "none"):
-        raise ValueError(
-            f"peft_scheme: {peft_scheme!r} is not supported for nvila yet; allowed is 'none'."
-        )
+    row = stage_row(stage, size, peft_scheme)
+    is_lora = peft_scheme == "lora"
+    layout = parts.with_precision((LORA_LAYOUTS if is_lora else LAYOUTS)[size], precision)
     gpus = (1 if size == "nano" else 8) if num_gpus_per_node is None else num_gpus_per_node
     start = init_from or f"{dir}/{row.starts_from}"
-    return parts.finetune(
+    recipe = parts.finetune(
         model(size_row, row, layout, assets=start),
         row,
         layout,
@@ -115,6 +113,9 @@ def finetune_recipe(
         init_from=start,
         data_kind=data,
     )
+    if is_lora:
+        recipe.peft = parts.lora(row, LORA_OPTIONS)
+    return recipe
 
 
 @run.cli.factory(target=llm.finetune, name="nvila_pretrain")

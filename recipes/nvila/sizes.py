@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from recipes.rows import LayoutRow
@@ -109,4 +109,14 @@ LAYOUTS: dict[str, LayoutRow] = {
     "33b": LayoutRow(tensor_parallel=8, sequence_parallel=True, micro_batch_size=1, recompute=True),
 }
 
-assert set(get_args(Size)) == SIZES.keys() == LAYOUTS.keys()
+# Frozen weights have neither gradients nor optimizer state: less tensor parallelism is needed.
+# NeMo's adapter checkpoints are written synchronously.
+LORA_LAYOUTS: dict[str, LayoutRow] = {
+    "nano": LAYOUTS["nano"],
+    "1b": replace(LAYOUTS["1b"], async_checkpoint=False),
+    "2b": replace(LAYOUTS["2b"], async_checkpoint=False),
+    "15b": replace(LAYOUTS["15b"], tensor_parallel=2, async_checkpoint=False),
+    "33b": replace(LAYOUTS["33b"], tensor_parallel=4, async_checkpoint=False),
+}
+
+assert set(get_args(Size)) == SIZES.keys() == LAYOUTS.keys() == LORA_LAYOUTS.keys()

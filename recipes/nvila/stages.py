@@ -98,13 +98,33 @@ NANO_STAGES: dict[str, StageRow] = {
 }
 
 
-def stage_row(stage: str, size: str) -> StageRow:
-    """Return the row of a stage.
+LORA_OPTIONS = {"dim": 8, "alpha": 32, "dropout": 0.05}
+"""Rank, scale and dropout of NeMo's own LoRA recipes; Heron-NVILA had none."""
+
+_LORA_MAX_LR = 1e-4
+"""Of the adapters; the parts that train in full keep the stage's learning rate."""
+
+
+def stage_row(stage: str, size: str, peft_scheme: str | None = None) -> StageRow:
+    """Return the row of a stage and a scheme; None is "none".
 
     Raises:
-        ValueError: unknown stage.
+        ValueError: an unknown stage or scheme, or LoRA where the language model does not train.
     """
-    return look_up(NANO_STAGES if size == "nano" else STAGES, "stage", stage)
+    row = look_up(NANO_STAGES if size == "nano" else STAGES, "stage", stage)
+    schemes = {"none": row}
+    if row.train_language:
+        schemes["lora"] = row if size == "nano" else _with_adapters(row)
+    return look_up(schemes, "peft_scheme", peft_scheme or "none")
+
+
+def _with_adapters(row: StageRow) -> StageRow:
+    return replace(
+        row,
+        max_lr=_LORA_MAX_LR,
+        projector_max_lr=row.max_lr,
+        vision_max_lr=row.max_lr if row.train_vision else None,
+    )
 
 
 assert set(get_args(Stage)) == STAGES.keys() == NANO_STAGES.keys()

@@ -55,6 +55,44 @@ def nano_mllama_start(nano_start, tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="session")
+def nano_llava_starts(nano_start, nemo, tmp_path_factory):
+    """Options of a training by family: LLaVA and LLaVA-JP, put together; the same data and text."""
+    from converters.assemble import assemble
+    from converters.llava_assembly import LlavaAssembly
+    from launch.quickstart.parents import (
+        train_plain_tokenizer,
+        write_clip,
+        write_gpt2,
+        write_llama,
+        write_siglip,
+    )
+
+    folder = tmp_path_factory.mktemp("nano_llava_starts")
+    _write_records(
+        folder / "text.jsonl",
+        [(f"{number} の次の数は?", str(number + 1), []) for number in range(9)],
+    )
+    data = {
+        "train_paths": [*nano_start["train_paths"], str(folder / "text.jsonl")],
+        "weights": [0.4, 0.4, 0.2],
+        "image_folder": nano_start["image_folder"],
+    }
+    write_clip(folder / "clip")
+    write_siglip(folder / "siglip", image_size=84)
+    write_llama(folder / "llama", train_plain_tokenizer("v1"))
+    write_gpt2(folder / "gpt2", train_plain_tokenizer("llava_jp"))
+    parents = {
+        "llava": ("llama", "clip", LlavaAssembly(conversation_template="v1")),
+        "llava_jp": ("gpt2", "siglip", LlavaAssembly(conversation_template="llava_jp")),
+    }
+    for family, (llm, vision, rules) in parents.items():
+        assemble(folder / llm, folder / vision, folder / family, rules)
+    return {
+        family: data | {"family": family, "init_from": str(folder / family)} for family in parents
+    }
+
+
 def _write_records(path, rows):
     with path.open("w", encoding="utf-8") as file:
         for question, answer, images in rows:

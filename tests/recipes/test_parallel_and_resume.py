@@ -60,16 +60,36 @@ MLLAMA_PACKED_LAYOUTS = {
     f"mllama_packed_{name}": LAYOUTS[name] | {"data": PACKED} for name in ("tp2_sp", "pp2", "dp2")
 }
 
+
+# LLaVA and LLaVA-JP: another tower, another language model, learned positions and tied embeddings
+# in the latter.
+def _llava_family(name):
+    return "llava_jp" if name.startswith("llava_jp") else "llava"
+
+
+LLAVA_LAYOUTS = {
+    f"{family}_{name}": LAYOUTS[name]
+    for family in ("llava", "llava_jp")
+    for name in ("tp2_sp", "pp2", "dp2_overlapped")
+}
+LLAVA_PACKED_LAYOUTS = {
+    f"{family}_packed_{name}": LAYOUTS[name] | {"data": PACKED | {"seq_length": 256}}
+    for family in ("llava", "llava_jp")
+    for name in ("tp2_sp", "dp2_recompute")
+}
+
 REFERENCES = {
     **dict.fromkeys(LAYOUTS, "whole"),
     **dict.fromkeys(PACKED_LAYOUTS, "packed_whole"),
     **dict.fromkeys(MLLAMA_LAYOUTS, "mllama_whole"),
     **dict.fromkeys(MLLAMA_PACKED_LAYOUTS, "mllama_packed_whole"),
+    **{name: f"{_llava_family(name)}_whole" for name in LLAVA_LAYOUTS},
+    **{name: f"{_llava_family(name)}_packed_whole" for name in LLAVA_PACKED_LAYOUTS},
 }
 
 
 @pytest.fixture(scope="module")
-def whole_run(nano_start, nano_mllama_start, run_training, tmp_path_factory):
+def whole_run(nano_start, nano_mllama_start, nano_llava_starts, run_training, tmp_path_factory):
     """The folder of runs of one process: uninterrupted ones, and three that were killed.
 
     A process is killed in its last run, and the next one begins with what that one left. The packed
@@ -83,8 +103,11 @@ def whole_run(nano_start, nano_mllama_start, run_training, tmp_path_factory):
         "packed_whole": nano_start | common | {"data": PACKED},
         "mllama_packed_whole": nano_mllama_start | common | {"data": PACKED},
     }
+    for family, start in nano_llava_starts.items():
+        whole[f"{family}_whole"] = start | common
+        whole[f"{family}_packed_whole"] = start | common | {"data": PACKED | {"seq_length": 256}}
     runs = [options | {"name": name} for name, options in whole.items()]
-    for name in ("whole", "mllama_whole", "packed_whole"):
+    for name in ("whole", "mllama_whole", "llava_jp_whole", "packed_whole"):
         killed = whole[name] | {"name": f"{name}_killed"}
         status = run_training([*runs, killed | {"kill_at_step": 7}], check=False)
         assert status == -signal.SIGKILL
@@ -94,7 +117,7 @@ def whole_run(nano_start, nano_mllama_start, run_training, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(whole_run, nano_start, nano_mllama_start, run_training):
+def trained(whole_run, nano_start, nano_mllama_start, nano_llava_starts, run_training):
     """The same folder, with one run per layout; the killed packed run goes on in two processes."""
     folder = whole_run
     common = nano_start | {"dir": str(folder), "steps": STEPS, "save_every": 4}
@@ -107,6 +130,10 @@ def trained(whole_run, nano_start, nano_mllama_start, run_training):
     runs += [
         common | nano_mllama_start | {"name": name} | layout
         for name, layout in (MLLAMA_LAYOUTS | MLLAMA_PACKED_LAYOUTS).items()
+    ]
+    runs += [
+        common | nano_llava_starts[_llava_family(name)] | {"name": name} | layout
+        for name, layout in (LLAVA_LAYOUTS | LLAVA_PACKED_LAYOUTS).items()
     ]
     run_training(runs, num_processes=2)
     return folder
@@ -161,7 +188,7 @@ def test_a_trained_checkpoint_streams_what_megatron_core_reads(trained, layout, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reference", ["whole", "mllama_whole"])
+@pytest.mark.parametrize("reference", ["whole", "mllama_whole", "llava_jp_whole"])
 def test_a_killed_run_goes_on_where_its_last_checkpoint_was(whole_run, reference):
     whole, resumed = (steps_of(whole_run, name) for name in (reference, f"{reference}_killed"))
     assert len(resumed) == STEPS

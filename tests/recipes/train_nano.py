@@ -8,10 +8,10 @@ JSON is a list of runs, done one after the other in the same processes:
 "stage", "family", "peft_scheme", "peft": {...}, "working_directory", "trainer": {...},
 "batch_notes", "fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...},
 "ckpt": {...}};
-the family is nvila (stage sft) or mllama. A run without train_paths reads shards, data.path. Each
-rank appends to the file batch_notes + its number what every micro-batch held. The last rank has the
-fault: "SIGTERM", "hang" or "full_disk" after a step, or "loss" or "gradient" times the factor in
-some steps.
+the family is nvila, llava, llava_jp (stage sft) or mllama. A run without train_paths reads shards,
+data.path. Each rank appends to the file batch_notes + its number what every micro-batch held. The
+last rank has the fault: "SIGTERM", "hang" or "full_disk" after a step, or "loss" or "gradient"
+times the factor in some steps.
 """
 
 import contextlib
@@ -37,6 +37,8 @@ from megatron.core.num_microbatches_calculator import destroy_num_microbatches_c
 from nemo.lightning import io
 from nemo.utils.app_state import AppState
 
+import recipes.llava
+import recipes.llava_jp
 import recipes.mllama
 import recipes.nvila
 from datamodules.energon_stream import EvaluationBatches, TrainingBatches
@@ -135,6 +137,8 @@ def build(options):
     finetune_recipe = {
         "nvila": partial(recipes.nvila.finetune_recipe, stage=options.get("stage", "sft")),
         "mllama": recipes.mllama.finetune_recipe,
+        "llava": partial(recipes.llava.finetune_recipe, stage=options.get("stage", "sft")),
+        "llava_jp": partial(recipes.llava_jp.finetune_recipe, stage=options.get("stage", "sft")),
     }[options.get("family", "nvila")]
     recipe = finetune_recipe(
         dir=options["dir"],

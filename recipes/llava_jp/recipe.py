@@ -1,0 +1,151 @@
+"""LLaVA-JP in two stages, as it was trained: pretrain (the projector), sft (in full or with LoRA).
+
+    python -m launch train --factory "llava_jp(stage='sft', size='1b', num_gpus_per_node=1)" \
+        data.train_paths=training.jsonl data.image_folder=images --dryrun
+
+Values, sources and results: recipes/llava_jp/README.md. Building the recipe touches no network,
+file, environment or GPU.
+"""
+
+from __future__ import annotations
+
+import nemo_run as run
+from nemo.collections import llm
+
+from models.llava.config import LlavaConfig
+from models.llava.gpt2 import Gpt2LanguageConfig
+from models.llava.model import LlavaModel
+from recipes import parts
+from recipes.llava_jp.sizes import LAYOUTS, SIZES, TOWERS, Size, SizeRow, Vision, VisionRow
+from recipes.llava_jp.stages import LORA_OPTIONS, Stage, stage_row
+from recipes.rows import LayoutRow, StageRow, look_up
+
+
+def model(
+    size: SizeRow, tower: VisionRow, stage: StageRow, layout: LayoutRow, assets: str
+) -> run.Config:
+    """Build the model of a size, frozen as the stage says."""
+    recompute = parts.recompute_options(layout)
+    language = run.Config(
+        Gpt2LanguageConfig,
+        hidden_size=size.hidden_size,
+        num_layers=size.num_layers,
+        num_attention_heads=size.num_attention_heads,
+        num_query_groups=size.num_attention_heads,
+        kv_channels=size.hidden_size // size.num_attention_heads,
+        ffn_hidden_size=size.ffn_hidden_size,
+        max_positions=size.max_positions,
+        hidden_dropout=size.dropout,
+        attention_dropout=size.dropout,
+        seq_length=stage.seq_length,
+        cross_entropy_loss_fusion=layout.precision != "fp32",
+        **recompute,
+    )
+    vision = run.Config(
+        tower.config,
+        hidden_size=tower.hidden_size,
+        num_layers=tower.num_layers,
+        num_attention_heads=tower.num_attention_heads,
+        ffn_hidden_size=tower.ffn_hidden_size,
+        image_size=tower.image_size,
+        **recompute,
+    )
+    return run.Config(
+        LlavaModel,
+        config=run.Config(
+            LlavaConfig,
+            language_transformer_config=language,
+            vision_transformer_config=vision,
+            assets=assets,
+            freeze_language_model=not stage.train_language,
+            freeze_vision_model=not stage.train_vision,
+            freeze_vision_projection=not stage.train_projector,
+        ),
+    )
+
+
+@run.cli.factory(target=llm.finetune, name="llava_jp")
+def finetune_recipe(
+    dir: str = "runs",
+    name: str | None = None,
+    num_nodes: int = 1,
+    num_gpus_per_node: int = 1,
+    peft_scheme: str | None = "none",
+    stage: Stage = "sft",
+    size: Size = "nano",
+    vision: Vision = "siglip",
+    init_from: str | None = None,
+    precision: str | None = None,
+    data: str = "files",
+) -> run.Partial:
+    """Compose one stage.
+
+    Args:
+        dir: folder of the runs.
+        name: of the run; the default is the stage's name, so that the next stage finds it.
+        num_nodes: machines.
+        num_gpus_per_node: processes per machine; the published runs had one GPU.
+        peft_scheme: "none" or "lora" (query, key and value of the language model, and the projector
+            in full). LoRA is for the stage sft.
+        stage: pretrain or sft.
+        size: nano or 1b.
+        vision: clip or siglip.
+        init_from: checkpoint or run to start from; the default is `dir` + the stage before
+            (`dir/assembled` for pretrain).
+        precision: fp32, bf16 or fp8; the default is the layout's.
+        data: "files" (JSON or JSONL with image folders) or "shards" (tar shards and blends).
+
+    Returns:
+        A call of nemo.collections.llm.finetune that any NeMo-Run executor can run.
+
+    Raises:
+        ValueError: an unknown value, or a batch that does not divide over the GPUs.
+    """
+    size_row = look_up(SIZES, "size", size)
+    tower = look_up({one: row for (of, one), row in TOWERS.items() if of == size}, "vision", vision)
+    row = stage_row(stage, peft_scheme, size)
+    layout = parts.with_precision(LAYOUTS[size], precision)
+    start = init_from or f"{dir}/{row.starts_from}"
+    recipe = parts.finetune(
+        model(size_row, tower, row, layout, assets=start),
+        row,
+        layout,
+        dir=dir,
+        name=name or stage,
+        num_nodes=num_nodes,
+        num_gpus_per_node=num_gpus_per_node,
+        init_from=start,
+        data_kind=data,
+    )
+    if peft_scheme == "lora":
+        recipe.peft = parts.lora(row, LORA_OPTIONS)
+    return recipe
+
+
+@run.cli.factory(target=llm.finetune, name="llava_jp_pretrain")
+def pretrain_recipe(
+    dir: str = "runs",
+    name: str | None = None,
+    num_nodes: int = 1,
+    num_gpus_per_node: int = 1,
+    peft_scheme: str | None = None,
+    size: Size = "nano",
+    vision: Vision = "siglip",
+    init_from: str | None = None,
+    precision: str | None = None,
+    data: str = "files",
+) -> run.Partial:
+    """Compose the stage `pretrain`; the arguments are those of `finetune_recipe`."""
+    return finetune_recipe(
+        dir=dir,
+        name=name,
+        num_nodes=num_nodes,
+        num_gpus_per_node=num_gpus_per_node,
+        peft_scheme=peft_scheme,
+        stage="pretrain",
+        size=size,
+        vision=vision,
+        init_from=init_from,
+        precision=precision,
+        data=data,
+    )

@@ -66,9 +66,9 @@ def assemble(
     )
     tensors = _language_tensors(assembly, f"llm: {llm}", language, text_config, known, request)
     dtype = next(iter(tensors.values())).dtype
-    kept = without_dropped(
-        assembly.vision_drops(vision_config), tower.tensors, f"vision: {vision}", tower.release
-    )
+    found = assembly.vision_names(vision_config, tower.tensors)
+    drops = assembly.vision_drops(vision_config)
+    kept = without_dropped(drops, found, f"vision: {vision}", tower.release)
     tensors |= {name: cast(tensor, dtype) for name, tensor in kept.items()}
     description = assembly.describe(text_config, vision_config, tokenizer)
     description.torch_dtype = dtype

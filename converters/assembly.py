@@ -35,6 +35,12 @@ class Assembly(ABC):
         """Return the language model's tensors under the names of the table."""
         return dict(tensors)
 
+    def vision_names(
+        self, vision: PretrainedConfig, tensors: Mapping[str, LazyTensor]
+    ) -> dict[str, LazyTensor]:
+        """Return the vision model's tensors under the names of the table."""
+        return dict(tensors)
+
     @abstractmethod
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> None:
         """Add the family's tokens, and the chat template where it is given.

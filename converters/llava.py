@@ -5,6 +5,7 @@ from __future__ import annotations
 from transformers import CLIPVisionConfig, LlavaConfig, PretrainedConfig
 
 from converters.gpt2 import gpt2_drops, gpt2_table
+from converters.internvit import internvit_table
 from converters.name_styles import NameStyles
 from converters.nvila import vision_table
 from converters.parts import language_table, vision_layers
@@ -62,6 +63,8 @@ def _language_rows(text: PretrainedConfig) -> list[Row]:
 def _vision_rows(vision: PretrainedConfig, num_carried_layers: int) -> list[Row]:
     if vision.model_type == "clip_vision_model":
         return clip_table(vision, num_carried_layers)
+    if vision.model_type == "internvl_vision":
+        return internvit_table(vision, num_carried_layers)
     head = getattr(vision, "vision_use_head", True)
     return vision_table(vision, num_carried_layers, head=head)
 

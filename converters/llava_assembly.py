@@ -1,4 +1,4 @@
-"""LLaVA of a Llama, Mistral, Qwen2 or GPT-2 and a CLIP or SigLIP."""
+"""LLaVA of a Llama, Mistral, Qwen2 or GPT-2 and a CLIP, SigLIP or InternViT."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
     GPT2Config,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaImageProcessor,
@@ -25,15 +26,18 @@ from transformers import (
     SiglipImageProcessor,
     SiglipVisionConfig,
 )
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from converters.assembly import Assembly
 from converters.asset_files import TEMPLATE_FILE, read_json, write_chat_template
 from converters.conv1d import linear_view
+from converters.internvit import transformers_names
 from converters.lazy import LazyTensor
 from converters.llava import WHOLE_CLIP, llava_drops, llava_table
 from converters.nvila import WHOLE_SIGLIP
 from converters.rows import Dropped, Row
 from models.conversation_templates import TEMPLATE_NAMES, conversation_template
+from models.llava.description import CLASS_TOKENS, patches, square_side
 from models.llava.prompt import IMAGE_TOKEN
 
 PADDING_TOKEN = "<pad>"
@@ -47,7 +51,7 @@ class LlavaAssembly(Assembly):
     Attributes:
         conversation_template: name of one that takes the place of the language model's own.
         image_aspect_ratio: "square" lets CLIP take the middle of an image; "pad" pads it to a
-            square first, as LLaVA-1.5 was fine-tuned.
+            square first, as LLaVA-1.5 was fine-tuned. SigLIP resizes whole images.
     """
 
     conversation_template: str | None = None
@@ -62,6 +66,7 @@ class LlavaAssembly(Assembly):
     vision_configs: ClassVar[Sequence[type[PretrainedConfig]]] = (
         CLIPVisionConfig,
         SiglipVisionConfig,
+        InternVLVisionConfig,
     )
     language_prefix: ClassVar[str] = "language_model."
     vision_prefix: ClassVar[str] = "vision_tower."
@@ -85,6 +90,14 @@ class LlavaAssembly(Assembly):
                 tensor
             )
         return linear_view(named)
+
+    def vision_names(
+        self, vision: PretrainedConfig, tensors: Mapping[str, LazyTensor]
+    ) -> dict[str, LazyTensor]:
+        """Turn the names of an original InternViT into those of transformers."""
+        if not isinstance(vision, InternVLVisionConfig):
+            return dict(tensors)
+        return transformers_names(tensors, self.vision_prefix)
 
     def prepare_tokenizer(self, tokenizer: PreTrainedTokenizerBase, llm: str | Path) -> None:
         """Add <image>, and a padding token where there is none; set the template."""
@@ -111,17 +124,17 @@ class LlavaAssembly(Assembly):
         tokenizer: PreTrainedTokenizerBase,
     ) -> LlavaConfig:
         """Return a LlavaConfig: the features of the last layer but one, without class token."""
-        is_clip = isinstance(vision, CLIPVisionConfig)
-        if not is_clip:
+        has_class_token = CLASS_TOKENS[vision.model_type] > 0
+        if isinstance(vision, SiglipVisionConfig):
             vision.vision_use_head = False
         text.pad_token_id = tokenizer.pad_token_id
         return LlavaConfig(
             vision_config=vision,
             text_config=text,
             image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-            image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+            image_seq_length=patches(vision),
             vision_feature_layer=-2,
-            vision_feature_select_strategy="default" if is_clip else "full",
+            vision_feature_select_strategy="default" if has_class_token else "full",
             tie_word_embeddings=text.tie_word_embeddings,
         )
 
@@ -135,7 +148,8 @@ class LlavaAssembly(Assembly):
 
     def vision_drops(self, vision: PretrainedConfig) -> list[Dropped]:
         """What a whole CLIP or SigLIP has beyond the tower."""
-        return WHOLE_CLIP if isinstance(vision, CLIPVisionConfig) else WHOLE_SIGLIP
+        drops = {CLIPVisionConfig: WHOLE_CLIP, SiglipVisionConfig: WHOLE_SIGLIP}
+        return drops.get(type(vision), [])
 
     def megatron_config(self, description: PretrainedConfig):
         """Return NeMo's description of LLaVA."""
@@ -157,13 +171,12 @@ class LlavaAssembly(Assembly):
         vision: str | Path,
     ) -> None:
         """Write configuration, tokenizer and processor."""
-        is_clip = isinstance(description.vision_config, CLIPVisionConfig)
         LlavaProcessor(
             image_processor=self._image_processor(Path(vision), description),
             tokenizer=tokenizer,
-            patch_size=description.vision_config.patch_size,
+            patch_size=square_side(description.vision_config.patch_size),
             vision_feature_select_strategy=description.vision_feature_select_strategy,
-            num_additional_image_tokens=int(is_clip),
+            num_additional_image_tokens=CLASS_TOKENS[description.vision_config.model_type],
             chat_template=tokenizer.chat_template,
         ).save_pretrained(folder)
         description.architectures = ["LlavaForConditionalGeneration"]
@@ -183,11 +196,11 @@ class LlavaAssembly(Assembly):
 
     def _image_processor(self, vision: Path, description: PretrainedConfig):
         """Return the vision model's own processor, or one of the tower's size and usual values."""
-        size = description.vision_config.image_size
+        size = square_side(description.vision_config.image_size)
         square = {"height": size, "width": size}
         own = vision / "preprocessor_config.json"
         values = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}
-        if not isinstance(description.vision_config, CLIPVisionConfig):
+        if isinstance(description.vision_config, SiglipVisionConfig):
             if self.image_aspect_ratio != "square":
                 raise ValueError(
                     f"image_aspect_ratio: {self.image_aspect_ratio!r} is for CLIP; SigLIP resizes "
@@ -196,6 +209,8 @@ class LlavaAssembly(Assembly):
             # Bicubic, as for NVILA: some published SigLIP files name it, some name nothing.
             return SiglipImageProcessor(size=square, resample=_BICUBIC)
         known = {name: values[name] for name in ("image_mean", "image_std") if name in values}
+        if isinstance(description.vision_config, InternVLVisionConfig):
+            known = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD} | known
         geometry = {"size": {"shortest_edge": size}, "crop_size": square}
         if self.image_aspect_ratio == "pad":
             return LlavaImageProcessor(do_pad=True, **geometry, **known)

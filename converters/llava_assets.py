@@ -19,10 +19,9 @@ from converters.asset_files import (
     require_fit,
     write_json,
 )
-from models.llava.description import read_assets_config
+from models.llava.description import CLASS_TOKENS, read_assets_config, square_side
 
 _REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
-_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
 
 def complete_assets(assets: Path, source: str) -> None:
@@ -41,9 +40,9 @@ def complete_assets(assets: Path, source: str) -> None:
     found = read_json(path, source) if path.is_file() else {}
     wanted: dict[str, Any] = {
         "processor_class": "LlavaProcessor",
-        "patch_size": config.vision_config.patch_size,
+        "patch_size": square_side(config.vision_config.patch_size),
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
-        "num_additional_image_tokens": _CLASS_TOKENS.get(config.vision_config.model_type, 0),
+        "num_additional_image_tokens": CLASS_TOKENS.get(config.vision_config.model_type, 0),
         "image_token": "<image>",
     }
     for name, value in wanted.items():
@@ -62,7 +61,7 @@ def _check_processor(assets: Path, source: str) -> None:
     """Compare what the processor makes of an image with what the model takes."""
     processor = load_processor(assets, source, LlavaProcessor)
     config, images = read_assets_config(assets), processor.image_processor
-    side = config.vision_config.image_size
+    side = square_side(config.vision_config.image_size)
     crop = dict(getattr(images, "crop_size", None) or images.size)
     image_id = (processor.image_token_id, config.image_token_index, "image_token_index")
     require_fit(

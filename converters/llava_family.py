@@ -23,7 +23,7 @@ from converters.llava_assets import complete_assets
 from converters.llava_jp import llava_jp_config, llava_jp_names
 from converters.pixels import as_uint8
 from converters.rows import Dropped, Row
-from models.llava.description import read_assets_config
+from models.llava.description import read_assets_config, square_side
 
 if TYPE_CHECKING:
     from models.family_config import FamilyConfig
@@ -130,7 +130,7 @@ class LlavaFamily(Family):
 
     def prompts(self, processor: Any, description: PretrainedConfig) -> dict[str, Prompt]:
         """One image, two images of other shapes, an image behind its question, text only."""
-        size = description.vision_config.image_size
+        size = square_side(description.vision_config.image_size)
         wide, tall = (
             gradient_image(size * 2, size, seed=1),
             gradient_image(size, size * 3, seed=2),

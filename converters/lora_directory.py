@@ -21,7 +21,7 @@ from converters.nemo_weights import NemoWeights, open_weights
 from converters.output import new_directory, refuse_existing
 from converters.request import DEFAULT, Request, figures, in_one_dtype, plan, total_bytes
 from converters.rows import Row
-from models.adapter_paths import AdapterSettings, adapter_settings, is_adapter_checkpoint
+from models.adapter_paths import DORA, AdapterSettings, adapter_settings, is_adapter_checkpoint
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 CONFIG_NAME = "adapter_config.json"
@@ -94,6 +94,11 @@ def _adapter_tensors(
             targets.append(module)
             tensors[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = adapter.inner
             tensors[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = outer
+        if adapter.magnitude is not None:
+            parts = split(rows[f"{layer}.weight"], adapter.magnitude)
+            for key, magnitude in family.adapter_parts(assets, parts).items():
+                module = family.memory_name(key).removesuffix(".weight")
+                tensors[f"{_PEFT_PREFIX}{module}.lora_magnitude_vector"] = magnitude
     return tensors, targets
 
 
@@ -154,6 +159,7 @@ def _write_config(
         base_model_name_or_path=base,
         bias="none",
         fan_in_fan_out=transposed,
+        use_dora=settings.kind == DORA,
         inference_mode=True,
     )
     config.save_pretrained(str(folder))

@@ -11,6 +11,7 @@ from torch import Tensor
 from converters.lazy import LazyTensor, cast
 from converters.torch_dist_reader import CheckpointFolder
 from models.adapter_paths import (
+    DORA,
     AdapterSettings,
     adapter_settings,
     base_checkpoint,
@@ -21,6 +22,7 @@ PREFIX = "module."
 """NeMo's checkpoints name a parameter by its place below the Lightning module."""
 
 _INNER, _OUTER = ".adapter.linear_in.weight", ".adapter.linear_out.weight"
+_MAGNITUDE = ".adapter.weight_magnitude"
 _LANGUAGE, _LINEAR = "language_model.", "linear_"
 
 
@@ -32,11 +34,13 @@ class Adapter:
         inner: A, float[dim, in].
         outer: B, float[out, dim], rows as in the fused weight.
         scale: of the product.
+        magnitude: of DoRA: lengths that the rows of the sum are given, float[out].
     """
 
     inner: LazyTensor
     outer: LazyTensor
     scale: float
+    magnitude: LazyTensor | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class MergedTensor(LazyTensor):
         outer = adapter.outer.read(start, stop).float()
         product = outer @ adapter.inner.whole().float()
         merged = self._weight.read(start, stop).float() + product * adapter.scale
+        if adapter.magnitude is not None:
+            magnitude = adapter.magnitude.read(start, stop).float()
+            merged *= (magnitude / merged.norm(dim=1)).unsqueeze(1)
         return merged.to(self.dtype)
 
 
@@ -97,9 +104,10 @@ def open_weights(checkpoint: str | Path, names: Iterable[str]) -> NemoWeights:
     for name, tensor in stored.items():
         if name.endswith(_INNER):
             layer = name.removesuffix(_INNER)
-            outer = stored[layer + _OUTER]
-            adapters[layer] = Adapter(tensor, outer, settings.alpha / settings.dim)
-        elif not name.endswith(_OUTER):
+            outer, magnitude = stored[layer + _OUTER], stored.get(layer + _MAGNITUDE)
+            scale = settings.alpha / settings.dim
+            adapters[layer] = Adapter(tensor, outer, scale, magnitude)
+        elif not name.endswith((_OUTER, _MAGNITUDE)):
             trained.add(name)
             tensors[name] = cast(tensor, tensors[name].dtype)
     for layer, adapter in adapters.items():
@@ -131,7 +139,7 @@ def adapter_tensors(
         layer + kind
         for layer in layers
         if _is_language_linear(layer) and settings.adapts(PREFIX + layer)
-        for kind in (_INNER, _OUTER)
+        for kind in (_INNER, _OUTER, *([_MAGNITUDE] if settings.kind == DORA else []))
     ]
     trained = [name for name in names if own.find(name) is not None]
     return own.tensors(

@@ -24,7 +24,7 @@ from datamodules.plain_template import PlainTemplate
 from datamodules.square_images import SquareImages, load_square_images
 from models.checkpoint_paths import find_assets
 from models.conversation_templates import PLAIN
-from models.llava.description import read_assets_config, slots_per_image
+from models.llava.description import read_assets_config, slots_per_image, square_side
 from models.llava.prompt import IMAGE_TOKEN, chat_message, takes_parts
 
 # The newline after an image belongs to it, so it is no part of an answer.
@@ -68,16 +68,17 @@ def load_llava_assets(folder: str, conversation_template: GivenTemplate = None) 
     if tokenizer.encode(f"{IMAGE_TOKEN}\na", add_special_tokens=False).count(image) != 1:
         raise ValueError(f"The tokenizer in {folder} must read {IMAGE_TOKEN} as one token.")
 
+    side = square_side(config.vision_config.image_size)
     template, message = _open_template(tokenizer, conversation_template)
     return LlavaAssets(
         template=template,
         message=message,
         image_token_id=image,
         pad_token_id=tokenizer.pad_token_id,
-        tile_size=config.vision_config.image_size,
+        tile_size=side,
         max_tiles=1,
         slots_per_image=slots_per_image(config),
-        images=load_square_images(folder, config.vision_config.image_size),
+        images=load_square_images(folder, side),
         control_tokens=control_tokens(tokenizer, allowed=IMAGE_TOKEN),
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 METADATA_NAME = "adapter_metadata.json"
+LORA, DORA = "lora", "dora"
 _WEIGHTS = "weights"
 
 
@@ -27,12 +28,14 @@ class AdapterSettings:
         alpha: the adapters' product is scaled by alpha / dim.
         dropout: of the adapters' input or output in training.
         target_modules: patterns of LanguageLoRA.
+        kind: lora or dora.
     """
 
     dim: int
     alpha: int
     dropout: float
     target_modules: tuple[str, ...]
+    kind: str = LORA
 
     def adapts(self, layer: str) -> bool:
         """Return whether the patterns ask for an adapter on a linear layer, by its full name."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -33,7 +33,7 @@ from nemo.lightning.pytorch.utils import is_trainer_attached
 from nemo.utils.get_rank import is_global_rank_zero
 from torch import nn
 
-from models.adapter_paths import AdapterSettings, checkpoint_folder, write_metadata
+from models.adapter_paths import LORA, AdapterSettings, checkpoint_folder, write_metadata
 
 _LINEAR_TYPES = (TEColumnParallelLinear, TELayerNormColumnParallelLinear, TERowParallelLinear)
 
@@ -69,6 +69,8 @@ class LanguageLoRA(LoRA):
 
     What the model's own configuration freezes stays frozen.
     """
+
+    kind: ClassVar[str] = LORA
 
     target_modules: list[str] = field(default_factory=lambda: ["*.language_model.*.linear_*"])
     freeze_language_model: bool = True
@@ -118,6 +120,7 @@ class LanguageLoRA(LoRA):
             alpha=self.alpha,
             dropout=self.dropout,
             target_modules=tuple(self.target_modules),
+            kind=self.kind,
         )
 
     def apply_transform(self, trainer: pl.Trainer) -> None:

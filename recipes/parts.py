@@ -18,6 +18,7 @@ from nemo.lightning.pytorch.optim import CosineAnnealingScheduler
 from datamodules.conversation_module import ConversationDataModule
 from datamodules.energon import EnergonDataModule
 from datamodules.preloaded import PreloadedDataModule
+from models.dora import LanguageDoRA
 from models.lora import LanguageLoRA
 from recipes.bad_steps import BadSteps
 from recipes.checkpoints import StageCheckpoint
@@ -190,15 +191,20 @@ def resume(init_from: str) -> run.Config:
     return run.Config(StartOrResume, init_from=init_from)
 
 
-def lora(stage: StageRow, options: Mapping[str, object]) -> run.Config:
+_ADAPTERS: dict[str, type[LanguageLoRA]] = {"lora": LanguageLoRA, "dora": LanguageDoRA}
+ADAPTER_SCHEMES = tuple(_ADAPTERS)
+
+
+def adapters(scheme: str, stage: StageRow, options: Mapping[str, object]) -> run.Config:
     """Build the adapters of the language model, beside the parts that the stage trains.
 
     Args:
+        scheme: lora or dora.
         stage: says whether vision tower and projector train, in full.
         options: rank, scale and dropout.
     """
     return run.Config(
-        LanguageLoRA,
+        _ADAPTERS[scheme],
         freeze_vision_model=not stage.train_vision,
         freeze_vision_projection=not stage.train_projector,
         **options,

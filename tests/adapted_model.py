@@ -17,6 +17,7 @@ from converters.checkpoint import load_model, model_tensors, write_context
 from converters.nemo_weights import PREFIX, adapter_tensors
 from converters.torch_dist_reader import CheckpointFolder
 from models.adapter_paths import adapter_settings, base_checkpoint, write_metadata
+from models.dora import LanguageDoRA
 from models.family_config import FamilyConfig
 from models.lora import LanguageLoRA
 
@@ -53,9 +54,10 @@ def load_adapted(checkpoint: str | Path, dtype: torch.dtype | None = None) -> Ad
     config, module = load_model(base, dtype)
     own = CheckpointFolder(Path(checkpoint) / "weights", PREFIX)
     adapter_tensors(own, model_tensors(module), settings)  # refuses what does not fit
-    LanguageLoRA(
-        target_modules=list(settings.target_modules), dim=settings.dim, alpha=settings.alpha
-    )(module)
+    adapt = {"lora": LanguageLoRA, "dora": LanguageDoRA}[settings.kind]
+    adapt(target_modules=list(settings.target_modules), dim=settings.dim, alpha=settings.alpha)(
+        module
+    )
     loaded = _read_into(module, Path(checkpoint) / "weights")
     return AdaptedModel(
         config=config,
@@ -65,7 +67,7 @@ def load_adapted(checkpoint: str | Path, dtype: torch.dtype | None = None) -> Ad
 
 
 def write_adapted(
-    folder: Path, base: Path, trained: Collection[str] = (), **options: Any
+    folder: Path, base: Path, trained: Collection[str] = (), kind: str = "lora", **options: Any
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Write a LoRA checkpoint, with random adapters and changes of other tensors.
 
@@ -73,19 +75,22 @@ def write_adapted(
         folder: of the new checkpoint.
         base: the checkpoint that the adapters belong to.
         trained: names of the base's own tensors that have changed too.
+        kind: lora or dora.
         options: of LanguageLoRA.
 
     Returns:
         The adapters by the name of their layer: (A, B).
     """
     config, module = load_model(base)
-    adapt = LanguageLoRA(**options)
+    adapt = {"lora": LanguageLoRA, "dora": LanguageDoRA}[kind](**options)
     adapt(module)
     generator = torch.Generator().manual_seed(1)
     adapters: dict[str, dict[str, torch.Tensor]] = {}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if _ADAPTER in name:
+            if name.endswith("weight_magnitude"):
+                parameter.mul_(1 + torch.rand(parameter.shape, generator=generator))
+            elif _ADAPTER in name:
                 parameter.normal_(0.0, 0.1, generator=generator)
                 layer, _, kind = name.removesuffix(".weight").partition(_ADAPTER)
                 adapters.setdefault(layer, {})[kind] = parameter.clone()

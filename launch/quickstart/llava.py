@@ -21,10 +21,10 @@ def _write_llava_parents(workspace: Workspace) -> None:
 
 
 def _write_llava_jp_parents(workspace: Workspace) -> None:
-    from launch.quickstart.parents import train_plain_tokenizer, write_gpt2, write_siglip
+    from launch.quickstart.parents import train_plain_tokenizer, write_clip, write_gpt2
 
     parents = workspace.clear("parents")
-    write_siglip(parents / "vision", image_size=84)
+    write_clip(parents / "vision")
     write_gpt2(parents / "llm", train_plain_tokenizer("llava_jp"))
 
 
@@ -48,11 +48,15 @@ def _train(workspace: Workspace, family: str, stage: str) -> dict[str, Any]:
     import recipes.llava
     import recipes.llava_jp
 
-    finetune_recipe = getattr(recipes, family).finetune_recipe
-    recipe = finetune_recipe(dir=str(workspace.folder), stage=stage, size="nano")
+    recipe = {
+        "llava": recipes.llava.finetune_recipe,
+        "llava_jp": partial(recipes.llava_jp.finetune_recipe, vision="clip"),
+    }[family](dir=str(workspace.folder), stage=stage, size="nano")
     files = workspace.digits
-    # 1, 2, 3 and 4 digits equally: a quarter singles, the strips hold the other three lengths.
-    return train(workspace, recipe, [files.train_singles, files.train_strips], [0.25, 0.75])
+    if stage == "pretrain":
+        return train(workspace, recipe, [files.train_singles])
+    # A single digit is seen three times as large as those of a strip, and is learnt by itself.
+    return train(workspace, recipe, [files.train_singles, files.train_strips], [0.4, 0.6])
 
 
 def _family(name: str, title: str, parents: Phase, **rules: str) -> QuickstartFamily:
@@ -101,8 +105,9 @@ LLAVA_JP = _family(
     "Quickstart: a nano LLaVA-JP reads digits",
     Phase(
         name="parents",
-        description="SigLIP and GPT-2 directories, random weights",
+        description="CLIP and GPT-2 directories, random weights",
         work=_write_llava_jp_parents,
     ),
     conversation_template="llava_jp",
+    image_aspect_ratio="pad",
 )

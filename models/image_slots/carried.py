@@ -58,3 +58,30 @@ def _head_shapes(width: int, inner: int) -> dict[str, tuple[int, ...]]:
         "head.mlp.fc2.weight": (width, inner),
         "head.mlp.fc2.bias": (width,),
     }
+
+
+def internvit_carried_shapes(
+    layers: Iterable[int], width: int, inner: int, final_norm: bool
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors of an InternViT that do not take part.
+
+    Args:
+        layers: numbers of the blocks.
+        width: of the encoder.
+        inner: of the blocks' MLP.
+        final_norm: whether there is one behind the blocks.
+    """
+    block: dict[str, tuple[int, ...]] = {"lambda_1": (width,), "lambda_2": (width,)}
+    for norm in ("layernorm_before", "layernorm_after"):
+        block |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    for projection in ("q_proj", "k_proj", "v_proj", "projection_layer"):
+        block[f"attention.{projection}.weight"] = (width, width)
+        block[f"attention.{projection}.bias"] = (width,)
+    block |= {"mlp.fc1.weight": (inner, width), "mlp.fc1.bias": (inner,)}
+    block |= {"mlp.fc2.weight": (width, inner), "mlp.fc2.bias": (width,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"encoder.layer.{layer}.{name}": shape for layer in layers for name, shape in block.items()
+    }
+    if final_norm:
+        shapes |= {"layernorm.weight": (width,), "layernorm.bias": (width,)}
+    return shapes

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
 from nemo.lightning import io
 
 from models.image_slots.carried import carried_name, carried_shapes
@@ -54,39 +56,47 @@ class PreNormTower(MegatronModule):
 
     Args:
         config: sizes; `num_layers - num_carried_layers` blocks run.
-        num_positions: learned positions.
+        positions: learned ones; called with their numbers.
         patch_bias: whether the patch embedding has one.
     """
 
-    def __init__(self, config: PreNormTowerConfig, num_positions: int, patch_bias: bool) -> None:
+    layer: ClassVar[type[TransformerLayer]] = TransformerLayer
+
+    def __init__(
+        self, config: PreNormTowerConfig, positions: torch.nn.Module, patch_bias: bool
+    ) -> None:
         super().__init__(config=config)
         width, patch = config.hidden_size, config.patch_size
         self.conv1 = torch.nn.Conv2d(3, width, patch, stride=patch, bias=patch_bias)
-        self.position_embeddings = torch.nn.Embedding(num_positions, width)
+        self.position_embeddings = positions
         running = copy.copy(config)
         running.num_layers = config.num_layers - config.num_carried_layers
         # Whole on the first stage; where pipelines interleave, Megatron-Core wants that in numbers.
         self.decoder = TransformerBlock(
             config=running,
-            spec=vision_layer_spec(),
+            spec=vision_layer_spec(self.layer),
             pre_process=True,
             post_process=False,
             vp_stage=0,
         )
         self.carried = torch.nn.Module()
-        shapes = carried_shapes(
-            range(running.num_layers, config.num_layers),
-            width,
-            config.ffn_hidden_size,
-            config.carries_head,
-        )
-        for name, shape in shapes.items():
+        for name, shape in self.carried_shapes(config).items():
             self.carried.register_buffer(
                 carried_name(name), torch.zeros(shape, dtype=config.params_dtype)
             )
         if config.params_dtype is not None:
             self.conv1.to(config.params_dtype)
             self.position_embeddings.to(config.params_dtype)
+
+    def carried_shapes(self, config: PreNormTowerConfig) -> dict[str, tuple[int, ...]]:
+        """Return names and shapes of the tensors that do not take part."""
+        running = config.num_layers - config.num_carried_layers
+        return carried_shapes(
+            range(running, config.num_layers),
+            config.hidden_size,
+            config.ffn_hidden_size,
+            config.carries_head,
+        )
 
     def set_input_tensor(self, input_tensor: torch.Tensor) -> None:
         """Do nothing: the tower stands at the beginning of the pipeline."""

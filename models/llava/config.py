@@ -15,8 +15,9 @@ from models.family_config import FamilyConfig
 from models.image_slots.config import PaddedVocabulary
 from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
 from models.image_slots.tower import PreNormTowerConfig
-from models.llava.description import QKV_BIAS, read_assets_config
+from models.llava.description import CLASS_TOKENS, QKV_BIAS, read_assets_config
 from models.llava.gpt2 import Gpt2LanguageConfig, gpt2_config_from_hf
+from models.llava.internvit import internvit_config_from_hf
 from models.nvila.config import SiglipTowerConfig
 from models.nvila.config import vision_config_from_hf as siglip_config_from_hf
 from models.padding import VOCABULARY_MULTIPLE
@@ -152,8 +153,8 @@ def _has_sliding_window(text: PretrainedConfig) -> bool:
 
 def vision_config_from_hf(
     vision: PretrainedConfig, vision_feature_layer: int = -2, select_strategy: str = "default"
-) -> ClipTowerConfig | SiglipTowerConfig:
-    """Translate a Hugging Face configuration of a CLIP or SigLIP vision model.
+) -> PreNormTowerConfig:
+    """Translate a Hugging Face configuration of a CLIP, SigLIP or InternViT vision model.
 
     Args:
         vision: sizes.
@@ -171,10 +172,12 @@ def vision_config_from_hf(
         )
     if vision.model_type == "siglip_vision_model":
         return _siglip_config(vision, vision_feature_layer, select_strategy)
+    if vision.model_type == "internvl_vision":
+        return internvit_config_from_hf(vision, vision_feature_layer, select_strategy)
     if vision.model_type != "clip_vision_model":
         raise ValueError(
-            f"vision_config: {vision.model_type!r} is not supported in a LLaVA; clip_vision_model "
-            "and siglip_vision_model are."
+            f"vision_config: {vision.model_type!r} is not supported in a LLaVA; "
+            f"{', '.join(CLASS_TOKENS)} are."
         )
     if vision.hidden_act != "quick_gelu":
         raise ValueError(

@@ -1,11 +1,16 @@
-"""LLaVA on Megatron-Core: CLIP or SigLIP -> projector -> Llama or the like."""
+"""LLaVA on Megatron-Core: CLIP, SigLIP or InternViT -> projector -> Llama or the like."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from models.image_slots.model import ImageSlotModel
-from models.llava.config import LlavaConfig
+from models.image_slots.tower import PreNormTower, PreNormTowerConfig
+from models.llava.config import ClipTowerConfig, LlavaConfig
+from models.llava.internvit import InternVitTower, InternVitTowerConfig
 from models.llava.projector import build_projector
 from models.llava.vision import ClipTower
 from models.nvila.config import SiglipTowerConfig
@@ -19,11 +24,18 @@ class MCoreLlavaModel(ImageSlotModel):
     def build_vision(self, config: LlavaConfig) -> torch.nn.Module:
         """Build the tower that the configuration is of."""
         vision = config.vision_transformer_config
-        return (SiglipTower if isinstance(vision, SiglipTowerConfig) else ClipTower)(vision)
+        return _TOWERS[type(vision)](vision)
 
     def build_projector(self, config: LlavaConfig) -> torch.nn.Module:
         """Build the projector."""
         return build_projector(config)
+
+
+_TOWERS: dict[type[PreNormTowerConfig], Callable[[Any], PreNormTower]] = {
+    ClipTowerConfig: ClipTower,
+    SiglipTowerConfig: SiglipTower,
+    InternVitTowerConfig: InternVitTower,
+}
 
 
 class LlavaModel(TrainingModule):

@@ -16,8 +16,9 @@ class ClipTower(PreNormTower):
     """
 
     def __init__(self, config: ClipTowerConfig) -> None:
-        super().__init__(config, num_positions=config.grid**2 + 1, patch_bias=False)
         width = config.hidden_size
+        positions = torch.nn.Embedding(config.grid**2 + 1, width)
+        super().__init__(config, positions, patch_bias=False)
         self.class_token = torch.nn.Parameter(torch.randn(width) * width**-0.5)
         self.ln_pre = torch.nn.LayerNorm(width, eps=config.layernorm_epsilon)
         if config.params_dtype is not None:

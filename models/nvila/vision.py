@@ -16,7 +16,8 @@ class SiglipTower(PreNormTower):
     """
 
     def __init__(self, config: SiglipTowerConfig) -> None:
-        super().__init__(config, num_positions=config.grid**2, patch_bias=True)
+        positions = torch.nn.Embedding(config.grid**2, config.hidden_size)
+        super().__init__(config, positions, patch_bias=True)
 
     def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Encode tiles.

@@ -79,8 +79,8 @@ def finetune_recipe(
         name: of the run; the default is the stage's name, so that the next stage finds it.
         num_nodes: machines.
         num_gpus_per_node: processes per machine; the default is 8, and 1 for nano.
-        peft_scheme: "none" or "lora" (all linear layers of the language model, and the projector in
-            full; the vision tower stays as it is). LoRA is for the stage sft.
+        peft_scheme: "none", "lora" or "dora" (all linear layers of the language model, and the
+            projector in full; the vision tower stays as it is). Adapters are for the stage sft.
         stage: pretrain or sft.
         size: nano, 7b or 13b.
         init_from: checkpoint or run to start from; the default is `dir` + the stage before
@@ -96,8 +96,8 @@ def finetune_recipe(
     """
     size_row = look_up(SIZES, "size", size)
     row = stage_row(stage, peft_scheme, size)
-    is_lora = peft_scheme == "lora"
-    layout = parts.with_precision((LORA_LAYOUTS if is_lora else LAYOUTS)[size], precision)
+    is_adapted = peft_scheme in parts.ADAPTER_SCHEMES
+    layout = parts.with_precision((LORA_LAYOUTS if is_adapted else LAYOUTS)[size], precision)
     gpus = (1 if size == "nano" else 8) if num_gpus_per_node is None else num_gpus_per_node
     start = init_from or f"{dir}/{row.starts_from}"
     recipe = parts.finetune(
@@ -111,8 +111,8 @@ def finetune_recipe(
         init_from=start,
         data_kind=data,
     )
-    if is_lora:
-        recipe.peft = parts.lora(row, LORA_OPTIONS)
+    if peft_scheme in parts.ADAPTER_SCHEMES:
+        recipe.peft = parts.adapters(peft_scheme, row, LORA_OPTIONS)
     return recipe
 
 

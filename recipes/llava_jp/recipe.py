@@ -85,8 +85,8 @@ def finetune_recipe(
         name: of the run; the default is the stage's name, so that the next stage finds it.
         num_nodes: machines.
         num_gpus_per_node: processes per machine; the published runs had one GPU.
-        peft_scheme: "none" or "lora" (query, key and value of the language model, and the projector
-            in full). LoRA is for the stage sft.
+        peft_scheme: "none", "lora" or "dora" (query, key and value of the language model, and the
+            projector in full). Adapters are for the stage sft.
         stage: pretrain or sft.
         size: nano or 1b.
         vision: clip or siglip.
@@ -117,8 +117,8 @@ def finetune_recipe(
         init_from=start,
         data_kind=data,
     )
-    if peft_scheme == "lora":
-        recipe.peft = parts.lora(row, LORA_OPTIONS)
+    if peft_scheme in parts.ADAPTER_SCHEMES:
+        recipe.peft = parts.adapters(peft_scheme, row, LORA_OPTIONS)
     return recipe
 
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from recipes.rows import StageRow, look_up_stage
 
 Stage = Literal["pretrain", "sft"]
-PeftScheme = Literal["none", "lora"]
+PeftScheme = Literal["none", "lora", "dora"]
 
 _PRETRAIN = StageRow(
     train_vision=False,
@@ -51,10 +51,11 @@ STAGES: dict[tuple[str, str], StageRow] = {
 # Handwritten digits on a CPU.
 _NANO_PRETRAIN = replace(
     _PRETRAIN,
-    # Aligning random weights teaches nothing, so both stages train everything.
+    # Aligning random weights teaches nothing, so both stages train everything, alike.
+    conversation_template=None,
     train_vision=True,
     train_language=True,
-    num_samples=800 * 32,
+    num_samples=500 * 32,
     seq_length=512,
     min_lr=5e-5,
     warmup_fraction=0.06,
@@ -64,9 +65,8 @@ _NANO_PRETRAIN = replace(
 )
 _NANO_SFT = replace(
     _NANO_PRETRAIN,
-    num_samples=400 * 32,
+    num_samples=900 * 32,
     warmup_fraction=0.04,
-    conversation_template=None,
     starts_from="pretrain",
 )
 NANO_STAGES: dict[tuple[str, str], StageRow] = {
@@ -74,6 +74,9 @@ NANO_STAGES: dict[tuple[str, str], StageRow] = {
     ("sft", "none"): _NANO_SFT,
     ("sft", "lora"): replace(_NANO_SFT, projector_max_lr=1e-3),
 }
+
+for _table in (STAGES, NANO_STAGES):
+    _table["sft", "dora"] = _table["sft", "lora"]
 
 LORA_OPTIONS = {
     "dim": 128,

@@ -84,7 +84,7 @@ def finetune_recipe(
         name: of the run.
         num_nodes: machines.
         num_gpus_per_node: processes per machine; the default is 8, and 1 for nano.
-        peft_scheme: "none" or "lora" (all linear layers of the language model, the
+        peft_scheme: "none", "lora" or "dora" (all linear layers of the language model, the
             cross-attention included; the vision model is trained).
         size: nano, 11b or 90b.
         init_from: checkpoint or run to start from; the default is `dir/imported`.
@@ -99,8 +99,8 @@ def finetune_recipe(
     """
     size_row = look_up(SIZES, "size", size)
     row = stage_row(peft_scheme, size)
-    is_lora = peft_scheme == "lora"
-    layout = parts.with_precision((LORA_LAYOUTS if is_lora else LAYOUTS)[size], precision)
+    is_adapted = peft_scheme in parts.ADAPTER_SCHEMES
+    layout = parts.with_precision((LORA_LAYOUTS if is_adapted else LAYOUTS)[size], precision)
     start = init_from or f"{dir}/{row.starts_from}"
     recipe = parts.finetune(
         model(size_row, row, layout, assets=start),
@@ -115,6 +115,6 @@ def finetune_recipe(
         init_from=start,
         data_kind=data,
     )
-    if is_lora:
-        recipe.peft = parts.lora(row, LORA_OPTIONS)
+    if peft_scheme in parts.ADAPTER_SCHEMES:
+        recipe.peft = parts.adapters(peft_scheme, row, LORA_OPTIONS)
     return recipe

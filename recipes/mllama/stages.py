@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from recipes.rows import StageRow, look_up
 
-PeftScheme = Literal["none", "lora"]
+PeftScheme = Literal["none", "lora", "dora"]
 
 _FULL = StageRow(
     train_vision=True,
@@ -54,6 +54,8 @@ _NANO = replace(
     save_every_steps=100,
 )
 NANO_STAGES: dict[str, StageRow] = {"none": _NANO, "lora": _NANO}
+for _table in (STAGES, NANO_STAGES):
+    _table["dora"] = _table["lora"]
 
 
 LORA_OPTIONS = {"dim": 8, "alpha": 32, "dropout": 0.05}

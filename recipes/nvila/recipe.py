@@ -81,8 +81,8 @@ def finetune_recipe(
         name: of the run; the default is the stage's name, so that the next stage finds it.
         num_nodes: machines.
         num_gpus_per_node: processes per machine; the default is 8, and 1 for nano.
-        peft_scheme: "none" or "lora" (all linear layers of the language model; vision tower and
-            projector train in full where the stage trains them). Not in the stage align.
+        peft_scheme: "none", "lora" or "dora" (all linear layers of the language model; vision tower
+            and projector train in full where the stage trains them). Not in the stage align.
         stage: align, pretrain or sft.
         size: nano, 1b, 2b, 15b or 33b.
         init_from: checkpoint or run to start from; the default is `dir` + the stage before
@@ -98,8 +98,8 @@ def finetune_recipe(
     """
     size_row = look_up(SIZES, "size", size)
     row = stage_row(stage, size, peft_scheme)
-    is_lora = peft_scheme == "lora"
-    layout = parts.with_precision((LORA_LAYOUTS if is_lora else LAYOUTS)[size], precision)
+    is_adapted = peft_scheme in parts.ADAPTER_SCHEMES
+    layout = parts.with_precision((LORA_LAYOUTS if is_adapted else LAYOUTS)[size], precision)
     gpus = (1 if size == "nano" else 8) if num_gpus_per_node is None else num_gpus_per_node
     start = init_from or f"{dir}/{row.starts_from}"
     recipe = parts.finetune(
@@ -113,8 +113,8 @@ def finetune_recipe(
         init_from=start,
         data_kind=data,
     )
-    if is_lora:
-        recipe.peft = parts.lora(row, LORA_OPTIONS)
+    if peft_scheme in parts.ADAPTER_SCHEMES:
+        recipe.peft = parts.adapters(peft_scheme, row, LORA_OPTIONS)
     return recipe
 
 

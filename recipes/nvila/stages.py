@@ -109,12 +109,12 @@ def stage_row(stage: str, size: str, peft_scheme: str | None = None) -> StageRow
     """Return the row of a stage and a scheme; None is "none".
 
     Raises:
-        ValueError: an unknown stage or scheme, or LoRA where the language model does not train.
+        ValueError: an unknown stage or scheme, or adapters where the language model does not train.
     """
     row = look_up(NANO_STAGES if size == "nano" else STAGES, "stage", stage)
     schemes = {"none": row}
     if row.train_language:
-        schemes["lora"] = row if size == "nano" else _with_adapters(row)
+        schemes |= dict.fromkeys(("lora", "dora"), row if size == "nano" else _with_adapters(row))
     return look_up(schemes, "peft_scheme", peft_scheme or "none")
 
 

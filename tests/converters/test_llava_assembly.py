@@ -192,3 +192,66 @@ def test_import_with_another_template(tmp_path):
         assert "USER" in reader.tokenizer.chat_template
     with pytest.raises(ValueError, match="conversation_template: 'v7' is unknown"):
         import_checkpoint("llava", tmp_path / "hf", tmp_path / "b", conversation_template="v7")
+
+
+def test_an_original_intern_vit(parents, tmp_path):
+    """As OpenGVLab publishes it: names of its own, query, key and value as one tensor."""
+    from transformers import InternVLVisionConfig, InternVLVisionModel
+
+    from converters.export_hf import export_checkpoint
+    from converters.verify import verify_checkpoint
+
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+    }
+    model = InternVLVisionModel(
+        InternVLVisionConfig(**sizes, attention_bias=True, image_size=56, patch_size=14)
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 0.2, generator=generator)
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        for own, original in (
+            ("embeddings.cls_token", "embeddings.class_embedding"),
+            ("embeddings.position_embeddings", "embeddings.position_embedding"),
+            ("embeddings.patch_embeddings.projection.", "embeddings.patch_embedding."),
+            ("encoder.layer.", "encoder.layers."),
+            ("layernorm_before", "norm1"),
+            ("layernorm_after", "norm2"),
+            ("attention.projection_layer", "attn.proj"),
+            ("lambda_", "ls"),
+        ):
+            name = name.replace(own, original)
+        weights[name] = tensor.clone()
+    for layer in range(3):
+        for kind in ("weight", "bias"):
+            place = f"encoder.layers.{layer}."
+            parts = [weights.pop(f"{place}attention.{one}_proj.{kind}") for one in "qkv"]
+            weights[f"{place}attn.qkv.{kind}"] = torch.cat(parts)
+    original = tmp_path / "original"
+    original.mkdir()
+    save_file(weights, original / "model.safetensors", metadata={"format": "pt"})
+    content = sizes | {"model_type": "intern_vit_6b", "qkv_bias": True, "qk_normalization": False}
+    content |= {"norm_type": "layer_norm", "layer_norm_eps": 1e-6, "hidden_act": "gelu"}
+    content |= {"image_size": 56, "patch_size": 14}
+    (original / "config.json").write_text(json.dumps(content))
+    (tmp_path / "llama").symlink_to(parents / "llama")
+    put_together(tmp_path, "llama", "original", tmp_path / "nemo", conversation_template="v1")
+    export_checkpoint(tmp_path / "nemo", tmp_path / "hf")
+    assert verify_checkpoint(tmp_path / "hf", tmp_path / "nemo").passed
+    found = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").model.vision_tower
+    pixels = torch.randn(2, 3, 56, 56, generator=generator)
+    with torch.no_grad():
+        wanted = model.eval()(pixels).last_hidden_state
+        assert (found.eval()(pixels).last_hidden_state - wanted).abs().max() <= 1e-6
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
+    assert processor.image_processor.image_mean == [0.485, 0.456, 0.406]
+    content |= {"qk_normalization": True}
+    (original / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="use_qk_norm: True of the vision tower"):
+        put_together(tmp_path, "llama", "original", tmp_path / "b", conversation_template="v1")

@@ -1,4 +1,4 @@
-"""LoRA checkpoints of the families with image slots, merged and as adapters that peft loads.
+"""LoRA and DoRA of the families with image slots, merged and as adapters that peft loads.
 
 What an export computes is held to the Megatron-Core model with its adapters.
 """
@@ -43,7 +43,7 @@ def load(directory, family):
     ).eval()
 
 
-@pytest.fixture(scope="module", params=["all", "qkv"])
+@pytest.fixture(scope="module", params=["all", "qkv", "dora"])
 def adapted(base, request, tmp_path_factory):
     """A checkpoint with adapters, a trained projector too, and its logits by kind of prompt."""
     from converters.finished import open_checkpoint
@@ -51,7 +51,11 @@ def adapted(base, request, tmp_path_factory):
 
     family_name, hf, nemo = base
     folder = tmp_path_factory.mktemp("lora") / "ckpt"
-    options = {"target_modules": QKV_ONLY} if request.param == "qkv" else {}
+    options = {
+        "all": {},
+        "qkv": {"target_modules": QKV_ONLY},
+        "dora": {"kind": "dora"},
+    }[request.param]
     family, assets = open_checkpoint(nemo)
     (projector,) = (
         row.megatron_key

@@ -1,4 +1,4 @@
-"""Real trainings of nano MLlama with LoRA, in processes of their own: layouts, resume, contents."""
+"""Real trainings with LoRA and DoRA, in processes of their own: layouts, resume, contents."""
 
 import json
 import shutil
@@ -25,6 +25,77 @@ LAYOUTS = {
         }
     },
 }
+
+
+# Of the other families: the adapters beside parts that train in full, each at a rate of its own.
+RATES = {"optim": {"vision_lr": 5e-4, "projector_lr": 2e-4}}
+OTHERS = {
+    "llava_dora": {"family": "llava", "peft_scheme": "dora"} | RATES,
+    "llava_jp_lora": {"family": "llava_jp", "peft_scheme": "lora"} | RATES,
+    "nvila_lora": {"family": "nvila", "peft_scheme": "lora"} | RATES,
+}
+OTHER_LAYOUTS = {
+    "llava_dora_tp2_sp": ("llava_dora", LAYOUTS["tp2_sp"]),
+    "llava_dora_pp2": ("llava_dora", LAYOUTS["pp2"]),
+    "llava_jp_lora_tp2": ("llava_jp_lora", LAYOUTS["tp2"]),
+    "nvila_lora_dp2_recompute": ("nvila_lora", LAYOUTS["dp2_recompute"]),
+}
+
+
+@pytest.fixture(scope="module")
+def other_starts(nano_start, nano_llava_starts):
+    """Options of the runs of the other families."""
+    starts = nano_llava_starts | {"nvila": nano_start}
+    return {name: starts[one["family"]] | one for name, one in OTHERS.items()}
+
+
+@pytest.fixture(scope="module")
+def others(trained, other_starts, run_training):
+    """The folder of the runs, with those of the other families in it; one was killed."""
+    common = {"dir": str(trained), "steps": STEPS, "save_every": 2}
+    runs = [options | common | {"name": name} for name, options in other_starts.items()]
+    killed = other_starts["llava_dora"] | common | {"name": "llava_dora_killed"}
+    status = run_training([*runs, killed | {"kill_at_step": 3}], check=False)
+    assert status == -signal.SIGKILL
+    run_training([killed])
+    parallel = [
+        other_starts[reference] | common | {"name": name} | layout
+        for name, (reference, layout) in OTHER_LAYOUTS.items()
+    ]
+    run_training(parallel, num_processes=2)
+    return trained
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("layout", OTHER_LAYOUTS)
+def test_losses_of_other_families_do_not_depend_on_the_layout(others, layout):
+    whole, other = steps_of(others, OTHER_LAYOUTS[layout][0]), steps_of(others, layout)
+    assert len(other) == STEPS
+    assert_same_steps(whole, other, loss=1e-4, grad_norm=1e-3)
+    assert whole[-1]["loss"] < whole[0]["loss"] - 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_killed_run_with_several_rates_goes_on(others):
+    whole, resumed = steps_of(others, "llava_dora"), steps_of(others, "llava_dora_killed")
+    assert len(resumed) == STEPS
+    assert_same_steps(whole, resumed, loss=1e-6, grad_norm=1e-5, learning_rate=0, samples=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", OTHERS)
+def test_adapters_and_the_other_parts_train_and_the_base_does_not(others, name):
+    trainable, changed = changes_of(others, name)
+    assert changed == trainable
+    of_language = {value for value in trainable if value.startswith("language_model.")}
+    assert of_language
+    assert all(".adapter." in value for value in of_language)
+    assert any("weight_magnitude" in value for value in of_language) == ("dora" in name)
+    parts = {value.partition(".")[0] for value in trainable - of_language}
+    assert parts == {"vision_model", "vision_projection"}
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,10 @@ def test_it_starts_from_the_import():
     ("arguments", "message"),
     [
         ({"size": "7b"}, "size: '7b' is unknown; allowed are nano, 11b, 90b."),
-        ({"peft_scheme": "dora"}, "peft_scheme: 'dora' is unknown; allowed are none, lora."),
+        (
+            {"peft_scheme": "qlora"},
+            "peft_scheme: 'qlora' is unknown; allowed are none, lora, dora.",
+        ),
         ({"size": "90b"}, "do not divide by tensor x pipeline"),
         ({"size": "11b", "num_nodes": 3}, "does not divide the global batch of 128"),
     ],

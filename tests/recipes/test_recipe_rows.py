@@ -146,7 +146,7 @@ def test_each_stage_starts_from_the_one_before():
         ({"size": "7b"}, "size: '7b' is unknown; allowed are nano, 1b, 2b, 15b, 33b."),
         ({"stage": "rl"}, "stage: 'rl' is unknown; allowed are align, pretrain, sft."),
         ({"precision": "fp4"}, "precision: 'fp4' is unknown; allowed are fp32, bf16, fp8."),
-        ({"peft_scheme": "dora"}, "peft_scheme: 'dora' is unknown; allowed are none, lora"),
+        ({"peft_scheme": "qlora"}, "peft_scheme: 'qlora' is unknown; allowed are none, lora, dora"),
         ({"size": "33b", "num_gpus_per_node": 4}, "do not divide by tensor x pipeline"),
         ({"size": "1b", "num_nodes": 5}, "does not divide the global batch of 2304"),
     ],

@@ -7,7 +7,7 @@ JSON is a list of runs, done one after the other in the same processes:
 "kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
 "stage", "family", "peft_scheme", "peft": {...}, "working_directory", "trainer": {...},
 "batch_notes", "fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...},
-"ckpt": {...}};
+"ckpt": {...}, "optim": {...}};
 the family is nvila, llava, llava_jp (stage sft) or mllama. A run without train_paths reads shards,
 data.path. Each rank appends to the file batch_notes + its number what every micro-batch held. The
 last rank has the fault: "SIGTERM", "hang" or "full_disk" after a step, or "loss" or "gradient"
@@ -163,6 +163,8 @@ def build(options):
         setattr(recipe.trainer.strategy, name, value)
     for name, value in options.get("ddp", {}).items():
         setattr(recipe.trainer.strategy.ddp, name, value)
+    for name, value in options.get("optim", {}).items():
+        setattr(recipe.optim, name, value)
     for name in {"train_paths", "weights", "image_folder"} & options.keys():
         setattr(recipe.data, name, options[name])
     for name, value in options.get("data", {}).items():

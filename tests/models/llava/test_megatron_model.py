@@ -10,12 +10,13 @@ VOCABULARY, IMAGE, SIDE, SLOTS = 203, 200, 28, 4
 
 MEANS = {"clip": (0.48145466, 0.4578275, 0.40821073), "siglip": (0.5, 0.5, 0.5)}
 DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5, 0.5)}
+MEANS["internvl"], DEVIATIONS["internvl"] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def make_reference(vision="clip", select="default", head=False, **text):
     config = LlavaConfig(
         vision_config={
-            "model_type": f"{vision}_vision_model",
+            "model_type": "internvl_vision" if vision == "internvl" else f"{vision}_vision_model",
             "image_size": SIDE,
             "patch_size": 14,
             "hidden_size": 32,
@@ -23,6 +24,7 @@ def make_reference(vision="clip", select="default", head=False, **text):
             "intermediate_size": 48,
             "num_hidden_layers": 3,
         }
+        | ({"attention_bias": True, "use_mean_pooling": head} if vision == "internvl" else {})
         | ({"vision_use_head": head} if vision == "siglip" else {}),
         text_config={
             "model_type": "llama",
@@ -134,6 +136,8 @@ COMBINATIONS = {
     "siglip-llama": {**SIGLIP, "tie_word_embeddings": True},
     "siglip-mistral": {**SIGLIP, "model_type": "mistral", "head_dim": 16},
     "siglip-qwen2": {**SIGLIP, "model_type": "qwen2"},
+    "internvit-llama": {"vision": "internvl"},
+    "internvit-qwen2": {"vision": "internvl", "head": True, "model_type": "qwen2"},
     "clip-gpt2": {**GPT2, "activation_function": "gelu_new"},
     "siglip-gpt2": {**SIGLIP, **GPT2, "tie_word_embeddings": True, "head": True},
 }

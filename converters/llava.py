@@ -7,6 +7,7 @@ from transformers import CLIPVisionConfig, LlavaConfig, PretrainedConfig
 from converters.gpt2 import gpt2_drops, gpt2_table
 from converters.internvit import internvit_table
 from converters.name_styles import NameStyles
+from converters.nemotron import nemotron_table
 from converters.nvila import vision_table
 from converters.parts import language_table, vision_layers
 from converters.rows import Dropped, Rename, Row
@@ -57,6 +58,8 @@ def llava_table(description: LlavaConfig) -> list[Row]:
 def _language_rows(text: PretrainedConfig) -> list[Row]:
     if text.model_type == "gpt2":
         return gpt2_table(text, _LANGUAGE, _OUTPUT)
+    if text.model_type == "nemotron":
+        return nemotron_table(text, "language_model.")
     return language_table(text, "language_model.", qkv_bias=QKV_BIAS[text.model_type])
 
 

@@ -1,4 +1,4 @@
-"""LLaVA of a Llama, Mistral, Qwen2 or GPT-2 and a CLIP, SigLIP or InternViT."""
+"""LLaVA of a Llama, Mistral, Qwen2, Nemotron or GPT-2, and a CLIP, SigLIP or InternViT."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from transformers import (
     LlavaImageProcessor,
     LlavaProcessor,
     MistralConfig,
+    NemotronConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     Qwen2Config,
@@ -62,6 +63,7 @@ class LlavaAssembly(Assembly):
         MistralConfig,
         Qwen2Config,
         GPT2Config,
+        NemotronConfig,
     )
     vision_configs: ClassVar[Sequence[type[PretrainedConfig]]] = (
         CLIPVisionConfig,

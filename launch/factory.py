@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
+import sys
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any
 
+import fiddle as fdl
 import nemo_run as run
+from fiddle import daglish
 from nemo_run.cli.cli_parser import CLIException, parse_cli_args, type_parser
 
 FACTORIES = {
@@ -40,6 +44,36 @@ def parse_union(value: str, annotation: Any) -> Any:
         except (CLIException, ValueError, TypeError) as error:
             errors.append(str(error))
     raise ValueError("; ".join(errors))
+
+
+def _learn_annotations(recipe: run.Partial) -> None:
+    """Teach NeMo-Run's parser the annotations in a recipe that are text.
+
+    Modules that postpone the evaluation of annotations have `'bool'` where it looks for `bool`.
+    """
+    for value, _ in daglish.iterate(recipe):
+        if not isinstance(value, fdl.Buildable):
+            continue
+        target = value.__fn_or_cls__
+        for owner in getattr(target, "__mro__", (target,)):
+            own = dict(inspect.get_annotations(owner))
+            if "__init__" in vars(owner):
+                own |= inspect.get_annotations(owner.__init__)
+            for annotation in own.values():
+                if isinstance(annotation, str):
+                    _learn(annotation, vars(sys.modules[owner.__module__]))
+
+
+def _learn(annotation: str, names: dict[str, Any]) -> None:
+    try:
+        meant = eval(annotation, names)  # what Python itself does with it
+    except NameError:  # imported for type checkers only: no value of the command line
+        return
+
+    def parse(value: str, _: Any) -> Any:
+        return type_parser.parse(value, meant)
+
+    type_parser.custom_parsers[annotation] = parse
 
 
 def parse_factory(text: str) -> tuple[str, dict[str, Any]]:
@@ -117,6 +151,7 @@ def _build(name: str, arguments: dict[str, Any], overrides: Sequence[str]) -> ru
         raise ValueError(f"factory: {name} does not accept these arguments ({error}).") from error
     if not overrides:
         return recipe
+    _learn_annotations(recipe)
     try:
         return parse_cli_args(recipe, list(overrides), recipe)
     except (CLIException, AttributeError, TypeError) as error:

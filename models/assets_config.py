@@ -1,4 +1,4 @@
-"""config.json of a checkpoint's assets, read without NeMo."""
+"""config.json and preprocessor_config.json of a checkpoint's assets, read without NeMo."""
 
 import json
 from pathlib import Path
@@ -25,3 +25,19 @@ def read_config(assets: str | Path, config_class: type[ConfigClass]) -> ConfigCl
             f"{config_class.model_type} is expected."
         )
     return config_class.from_dict(description)
+
+
+def read_pixel_statistics(assets: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Read the mean and the standard deviation of pixels (of [0, 1]) by channel.
+
+    Raises:
+        ValueError: preprocessor_config.json is missing or asks for other arithmetic.
+    """
+    path = Path(assets) / "preprocessor_config.json"
+    if not path.is_file():
+        raise ValueError(f"assets: {path} does not exist; give a checkpoint made by this project.")
+    described = json.loads(path.read_text(encoding="utf-8"))
+    factor = described.get("rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"assets: rescale_factor {factor} of {path} is not supported; 1/255 is.")
+    return tuple(described["image_mean"]), tuple(described["image_std"])

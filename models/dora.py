@@ -6,8 +6,6 @@ rank's columns only, and multiplies biases too; here every tensor-parallel degre
 numbers, and biases stay what they are, as in `peft`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, ClassVar
 

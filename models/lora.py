@@ -5,8 +5,6 @@ are counted over all pipeline stages, adapters start from the same numbers for e
 degree, and the parts of the vision side that train are saved in every precision.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

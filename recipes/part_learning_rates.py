@@ -5,8 +5,6 @@ by the part of the model that a parameter belongs to, each with the multiplier t
 schedules and checkpoints treat groups as they do anyway.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any

@@ -27,7 +27,7 @@ class LlavaShape:
     """Sizes of a small model; those of LLaVA-1.5 in the same proportions."""
 
     vision: Literal["clip", "siglip"] = "clip"
-    text: Literal["llama", "mistral", "qwen2", "gpt2"] = "llama"
+    text: Literal["llama", "mistral", "qwen2", "gpt2", "nemotron"] = "llama"
     siglip_head: bool = False
     siglip_strategy: Literal["full", "default"] = "full"
     image_size: int = 56
@@ -102,6 +102,7 @@ def _text_sizes(shape: LlavaShape) -> dict[str, Any]:
         "intermediate_size": shape.text_mlp_width,
         "max_position_embeddings": shape.max_positions,
         "rms_norm_eps": 1e-5,
+        "norm_eps": 1e-5,
         "sliding_window": None,
     }
 

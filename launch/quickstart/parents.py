@@ -61,6 +61,9 @@ _CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 _INIT_STD = 0.02
+_POSITION_STD = 0.2
+"""Of learned positions: beside trained embeddings, smaller ones would not be seen."""
+
 _VOCABULARY = 400
 
 
@@ -214,6 +217,8 @@ def write_clip(
     _initialise(model, ("out_proj", "fc2"), max(layers - 1, 1), seed)
     with torch.no_grad():
         model.vision_model.embeddings.class_embedding.zero_()
+        positions = model.vision_model.embeddings.position_embedding.weight
+        positions.normal_(0.0, _POSITION_STD, generator=torch.Generator().manual_seed(seed + 1))
     model.save_pretrained(directory)
     CLIPImageProcessor(
         size={"shortest_edge": image_size},
@@ -285,6 +290,9 @@ def write_gpt2(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)  # whose own initialisation is the usual one
+        # Words and positions are added, so neither may drown the other.
+        for table in (model.transformer.wte, model.transformer.wpe):
+            table.weight.data.normal_(0.0, _POSITION_STD / 2)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

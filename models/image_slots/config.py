@@ -14,6 +14,13 @@ class PaddedVocabulary:
     max_positions: int | None = None
     """Rows of a table of learned positions, where the model has one."""
 
+    rope_scaling: bool = False
+    """Whether rotary frequencies are scaled as in Llama 3.1."""
+
+    scale_factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    old_context_len: int = 8192
     vocab_size: int | None
     make_vocab_size_divisible_by: int
     tensor_model_parallel_size: int

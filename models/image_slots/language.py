@@ -8,6 +8,7 @@ import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from nemo.collections.llm.gpt.model.llama import apply_rope_scaling
 
 from models.vocabulary import hide_padding
 
@@ -51,6 +52,15 @@ class LanguageModel(GPTModel):
             scatter_embedding_sequence_parallel=config.scatter_embedding_sequence_parallel,
             vp_stage=vp_stage,
         )
+
+        if config.rope_scaling:
+            self.rotary_pos_emb.inv_freq = apply_rope_scaling(
+                self.rotary_pos_emb.inv_freq,
+                factor=config.scale_factor,
+                low_freq_factor=config.low_freq_factor,
+                high_freq_factor=config.high_freq_factor,
+                old_context_len=config.old_context_len,
+            )
 
     def embed_words(self, tokens: torch.Tensor) -> torch.Tensor:
         """Look tokens up: int64[b, s] -> float[b, s, width], without their positions."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nemo.collections.llm import LlamaConfig
 from nemo.collections.llm.fn.activation import quick_gelu
 from transformers import LlavaConfig as HFLlavaConfig
 from transformers import PretrainedConfig
 
+from models.assets_config import read_pixel_statistics
 from models.family_config import FamilyConfig
 from models.image_slots.config import PaddedVocabulary
 from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
@@ -18,6 +19,7 @@ from models.image_slots.tower import PreNormTowerConfig
 from models.llava.description import CLASS_TOKENS, QKV_BIAS, read_assets_config
 from models.llava.gpt2 import Gpt2LanguageConfig, gpt2_config_from_hf
 from models.llava.internvit import internvit_config_from_hf
+from models.llava.nemotron import NemotronLanguageConfig, nemotron_config_from_hf
 from models.nvila.config import SiglipTowerConfig
 from models.nvila.config import vision_config_from_hf as siglip_config_from_hf
 from models.padding import VOCABULARY_MULTIPLE
@@ -47,6 +49,11 @@ class ClipTowerConfig(PreNormTowerConfig):
 class LlavaLanguageConfig(PaddedVocabulary, LlamaConfig):
     """Llama, Mistral or Qwen2; `vocab_size` None means: what the assets say."""
 
+    rope_scaling: bool = False
+    scale_factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    old_context_len: int = 8192
     vocab_size: int | None = None
     make_vocab_size_divisible_by: int = VOCABULARY_MULTIPLE
     scatter_embedding_sequence_parallel: bool = False
@@ -76,6 +83,7 @@ class LlavaConfig(FamilyConfig):
             "rotary_base",
             "layernorm_epsilon",
             "position_embedding_type",
+            "rope_scaling",
             "max_positions",
         ),
         "vision_transformer_config": (
@@ -92,7 +100,21 @@ class LlavaConfig(FamilyConfig):
     @classmethod
     def describe(cls, assets: str) -> LlavaConfig:
         """Return the configuration that an assets folder describes."""
-        return config_from_hf(read_assets_config(assets))
+        described = config_from_hf(read_assets_config(assets))
+        mean, std = read_pixel_statistics(assets)
+        described.vision_transformer_config.pixel_mean = mean
+        described.vision_transformer_config.pixel_std = std
+        return described
+
+    def adopt(self, described: LlavaConfig) -> None:
+        """Take the vocabulary size, the image token, rope's and the pixels' constants."""
+        super().adopt(described)
+        own = self.language_transformer_config
+        for name in ("scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len"):
+            setattr(own, name, getattr(described.language_transformer_config, name))
+        for name in ("pixel_mean", "pixel_std"):
+            value = getattr(described.vision_transformer_config, name)
+            setattr(self.vision_transformer_config, name, value)
 
     def build(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> MCoreLlavaModel:
         """Build this stage's part of the model."""
@@ -101,23 +123,32 @@ class LlavaConfig(FamilyConfig):
         return MCoreLlavaModel(self, pre_process, post_process, vp_stage)
 
 
+_OTHER_LANGUAGES: Mapping[str, Callable[[PretrainedConfig], Any]] = {
+    "gpt2": gpt2_config_from_hf,
+    "nemotron": nemotron_config_from_hf,
+}
+_ROPE_TYPES = ("default", "llama3")
+
+
 def language_config_from_hf(
     text: PretrainedConfig,
-) -> LlavaLanguageConfig | Gpt2LanguageConfig:
-    """Translate a Hugging Face configuration of a Llama, Mistral, Qwen2 or GPT-2.
+) -> LlavaLanguageConfig | Gpt2LanguageConfig | NemotronLanguageConfig:
+    """Translate a Hugging Face configuration of a Llama, Mistral, Qwen2, GPT-2 or Nemotron.
 
     Raises:
         ValueError: it asks for something that this model does not have.
     """
-    if text.model_type == "gpt2":
-        return gpt2_config_from_hf(text)
+    for model_type, translate in _OTHER_LANGUAGES.items():
+        if text.model_type == model_type:
+            return translate(text)
     if text.model_type not in QKV_BIAS:
         raise ValueError(
             f"text_config: {text.model_type!r} is not supported in a LLaVA; "
-            f"{', '.join(QKV_BIAS)} and gpt2 are."
+            f"{', '.join([*QKV_BIAS, *_OTHER_LANGUAGES])} are."
         )
+    scaling = getattr(text, "rope_scaling", None) or {"rope_type": "default"}
     unsupported = {
-        "rope_scaling": getattr(text, "rope_scaling", None) is not None,
+        "rope_scaling": scaling.get("rope_type", scaling.get("type")) not in _ROPE_TYPES,
         "hidden_act": text.hidden_act != "silu",
         "attention_bias": getattr(text, "attention_bias", False),
         "mlp_bias": getattr(text, "mlp_bias", False),
@@ -127,7 +158,8 @@ def language_config_from_hf(
         if is_used:
             raise ValueError(
                 f"{name}: {getattr(text, name)!r} of the language model is not supported; a plain "
-                f"{text.model_type} (no rope scaling, no sliding window, no other biases, silu) is."
+                f"{text.model_type} (no rope scaling but llama3, no sliding window, no other "
+                "biases, silu) is."
             )
     heads = text.num_attention_heads
     return LlavaLanguageConfig(
@@ -141,8 +173,21 @@ def language_config_from_hf(
         vocab_size=text.vocab_size,
         share_embeddings_and_output_weights=text.tie_word_embeddings,
         rotary_base=text.rope_theta,
+        **_rope_fields(scaling),
         layernorm_epsilon=text.rms_norm_eps,
     )
+
+
+def _rope_fields(scaling: Mapping[str, Any]) -> dict[str, Any]:
+    if scaling.get("rope_type", scaling.get("type")) != "llama3":
+        return {}
+    return {
+        "rope_scaling": True,
+        "scale_factor": scaling["factor"],
+        "low_freq_factor": scaling["low_freq_factor"],
+        "high_freq_factor": scaling["high_freq_factor"],
+        "old_context_len": scaling["original_max_position_embeddings"],
+    }
 
 
 def _has_sliding_window(text: PretrainedConfig) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -18,6 +16,7 @@ from transformers.models.mllama.configuration_mllama import (
     MllamaVisionConfig as HFMllamaVisionConfig,
 )
 
+from models.assets_config import read_pixel_statistics
 from models.family_config import FamilyConfig
 from models.mllama.description import EXTRA_EMBEDDINGS, read_assets_config
 from models.mllama.steps import mllama_data_step, mllama_forward_step
@@ -184,22 +183,6 @@ class MllamaConfig(FamilyConfig):
             self.vision_transformer_config.tokens_per_tile
         )
         return MCoreMllamaModel(self, pre_process, post_process, vp_stage)
-
-
-def read_pixel_statistics(assets: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Read the mean and the standard deviation of pixels (of [0, 1]) by channel.
-
-    Raises:
-        ValueError: preprocessor_config.json is missing or asks for other arithmetic.
-    """
-    path = Path(assets) / "preprocessor_config.json"
-    if not path.is_file():
-        raise ValueError(f"assets: {path} does not exist; give a checkpoint made by this project.")
-    described = json.loads(path.read_text(encoding="utf-8"))
-    factor = described.get("rescale_factor", 1 / 255)
-    if abs(factor * 255 - 1) > 1e-6:
-        raise ValueError(f"assets: rescale_factor {factor} of {path} is not supported; 1/255 is.")
-    return tuple(described["image_mean"]), tuple(described["image_std"])
 
 
 def language_config_from_hf(text: HFMllamaTextConfig) -> MllamaLanguageConfig:

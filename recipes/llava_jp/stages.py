@@ -55,7 +55,7 @@ _NANO_PRETRAIN = replace(
     conversation_template=None,
     train_vision=True,
     train_language=True,
-    num_samples=500 * 32,
+    num_samples=350 * 32,
     seq_length=512,
     min_lr=5e-5,
     warmup_fraction=0.06,
@@ -65,7 +65,7 @@ _NANO_PRETRAIN = replace(
 )
 _NANO_SFT = replace(
     _NANO_PRETRAIN,
-    num_samples=900 * 32,
+    num_samples=800 * 32,
     warmup_fraction=0.04,
     starts_from="pretrain",
 )

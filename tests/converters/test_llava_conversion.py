@@ -45,6 +45,7 @@ def write(tokenizer, tmp_path):
         {"vision": "siglip", "text": "qwen2", "text_kv_heads": 2},
         {"text": "mistral", "text_kv_heads": 2},
         {"text": "gpt2", "max_positions": 512},
+        {"text": "nemotron", "text_kv_heads": 2},
         {"vision": "siglip", "siglip_head": True, "siglip_strategy": "default", "text": "gpt2"}
         | {"tied": True, "max_positions": 512},
     ],

@@ -98,7 +98,7 @@ def test_the_table_has_the_keys_and_shapes_of_both_models(published, size):
     [
         (
             {"text_config": {"model_type": "gemma"}},
-            "text_config: 'gemma' is not supported in a LLaVA; llama, mistral, qwen2 and gpt2 are",
+            "text_config: 'gemma' is not supported in a LLaVA; llama, mistral, qwen2, gpt2, nem",
         ),
         (
             {"text_config": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}},
@@ -108,6 +108,14 @@ def test_the_table_has_the_keys_and_shapes_of_both_models(published, size):
         (
             {"text_config": {"model_type": "gpt2", "activation_function": "relu"}},
             "activation_function: 'relu' of the language model",
+        ),
+        (
+            {"text_config": {"model_type": "nemotron", "hidden_act": "gelu"}},
+            "hidden_act: 'gelu' of the language model is not supported; a plain Nemotron",
+        ),
+        (
+            {"vision_config": {"model_type": "internvl_vision", "use_qk_norm": True}},
+            "attention_bias: False of the vision tower is not supported; an InternViT-300M",
         ),
         (
             {"text_config": {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}},

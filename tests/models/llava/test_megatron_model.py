@@ -128,6 +128,9 @@ MIXED = ((1, 6), (0, 9), (3, 5), (1, 2))
 
 # Both are named: of a GPT-2, the sizes above are other names of these.
 GPT2 = {"model_type": "gpt2", "activation_function": "gelu", "n_inner": 80, "n_positions": 64}
+LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# A short context before scaling, so that all three ranges of frequencies occur.
+LLAMA31["original_max_position_embeddings"] = 16
 SIGLIP = {"vision": "siglip", "select": "full"}
 COMBINATIONS = {
     "clip-llama": {},
@@ -138,6 +141,9 @@ COMBINATIONS = {
     "siglip-qwen2": {**SIGLIP, "model_type": "qwen2"},
     "internvit-llama": {"vision": "internvl"},
     "internvit-qwen2": {"vision": "internvl", "head": True, "model_type": "qwen2"},
+    "clip-llama31": {"rope_scaling": LLAMA31, "rope_theta": 5e5},
+    "clip-nemotron": {"model_type": "nemotron", "head_dim": 12},
+    "siglip-nemotron": {**SIGLIP, "model_type": "nemotron", "num_key_value_heads": 4},
     "clip-gpt2": {**GPT2, "activation_function": "gelu_new"},
     "siglip-gpt2": {**SIGLIP, **GPT2, "tie_word_embeddings": True, "head": True},
 }

@@ -42,6 +42,9 @@ class Family(ABC):
     hint: ClassVar[str] = ""
     """Put behind the message that a directory is of another family."""
 
+    read_as: ClassVar[tuple[str, ...]] = ()
+    """Names of families whose directories become checkpoints of this one."""
+
     layouts: ClassVar[tuple[str, ...]] = ("hf",)
     """Ways to write an export; `hf` is one directory that transformers loads."""
 

@@ -36,6 +36,7 @@ class LlavaFamily(Family):
     name = "llava"
     model_type = "llava"
     layouts = ("hf", "llava_jp")
+    read_as = ("llava_jp",)
 
     whole_modules = ("model.vision_tower", "model.multi_modal_projector")
 

@@ -38,6 +38,7 @@ class LlavaJpFamily(LlavaFamily):
 
     name = "llava_jp"
     model_type = MODEL_TYPE
+    read_as = ()
 
     def known_tensors(self, hf: Path, weights: HfWeights) -> dict[str, LazyTensor]:
         """Return the tensors under the names of the table, without what is dropped."""

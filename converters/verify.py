@@ -12,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from converters.families import check_family
+from converters.families import check_family, family_named, read_config
+from converters.family import Family
 from converters.finished import open_checkpoint
 from converters.hf_weights import HfWeights
 from converters.hub import open_source
@@ -78,13 +79,13 @@ def verify_checkpoint(
     """
     family, assets = open_checkpoint(ckpt)
     source = open_source(hf)
-    check_family(source.small_files(), hf, family)
+    own = _layout_of(family, source.small_files(), hf, logits)
     if logits and not trust_remote_code:
         family.check_code(source.small_files())
     directory = source.all_files()
     damaged = [*(damaged_files(directory) or ()), *(damaged_files(Path(ckpt)) or ())]
     hf_weights = HfWeights(directory)
-    expected = family.known_tensors(directory, hf_weights)
+    expected = own.known_tensors(directory, hf_weights)
     table = family.table(assets)
     weights = open_weights(ckpt, [row.megatron_key for row in table])
     found = to_hf(table, weights.tensors)
@@ -117,6 +118,26 @@ def verify_checkpoint(
         logit_differences=differences,
         layer_differences=layer_differences,
     )
+
+
+def _layout_of(family: Family, directory: Path, hf: str | Path, logits: bool) -> Family:
+    """Return the family that reads a directory: the checkpoint's, or one that becomes it.
+
+    Raises:
+        ValueError: it is another one, or its logits are wanted and transformers cannot give them.
+    """
+    found = read_config(directory, "hf").get("model_type")
+    for name in family.read_as:
+        other = family_named(name)
+        if other.model_type == found:
+            if logits:
+                raise ValueError(
+                    f"hf: {hf} is in the layout of {name}, which transformers cannot compute; "
+                    "leave the logits out (--no-logits), or compare the export of layout hf."
+                )
+            return other
+    check_family(directory, hf, family)
+    return family
 
 
 def _fit_into_memory(tensors: Mapping[str, LazyTensor]) -> bool:

@@ -69,7 +69,7 @@ _NANO_PRETRAIN = replace(
 )
 _NANO_SFT = replace(
     _NANO_PRETRAIN,
-    num_samples=800 * 32,
+    num_samples=1000 * 32,
     warmup_fraction=0.04,
     starts_from="pretrain",
 )

@@ -177,6 +177,12 @@ def test_logits_and_bits_of_the_published_layout(write, kind, tied, copy, tmp_pa
     ):
         assert content[name] == original[name], name
 
+    for directory in (folder, tmp_path / "again"):
+        report = verify_checkpoint(directory, tmp_path / "nemo", logits=False)
+        assert report.passed, report
+    with pytest.raises(ValueError, match="in the layout of llava_jp, which transformers cannot"):
+        verify_checkpoint(folder, tmp_path / "nemo")
+
     # What was exported is read again, and what transformers loads is the same model.
     import_checkpoint("llava_jp", tmp_path / "again", tmp_path / "second")
     export_checkpoint(tmp_path / "second", tmp_path / "hf")

@@ -70,12 +70,12 @@ def _llava_family(name):
 LLAVA_LAYOUTS = {
     f"{family}_{name}": LAYOUTS[name]
     for family in ("llava", "llava_jp")
-    for name in ("tp2_sp", "pp2", "dp2_overlapped")
+    for name in ("tp2_sp", "pp2")
 }
+LLAVA_LAYOUTS["llava_jp_dp2_overlapped"] = LAYOUTS["dp2_overlapped"]
 LLAVA_PACKED_LAYOUTS = {
     f"{family}_packed_{name}": LAYOUTS[name] | {"data": PACKED | {"seq_length": 256}}
-    for family in ("llava", "llava_jp")
-    for name in ("tp2_sp", "dp2_recompute")
+    for family, name in (("llava", "tp2_sp"), ("llava_jp", "dp2_recompute"))
 }
 
 REFERENCES = {

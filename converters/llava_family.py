@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class LlavaFamily(Family):
     name = "llava"
     model_type = "llava"
     layouts = ("hf", "llava_jp")
-    read_as = ("llava_jp",)
+    read_as: ClassVar[tuple[str, ...]] = ("llava_jp",)
 
     whole_modules = ("model.vision_tower", "model.multi_modal_projector")
 

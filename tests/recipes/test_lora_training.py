@@ -31,12 +31,13 @@ LAYOUTS = {
 RATES = {"optim": {"vision_lr": 5e-4, "projector_lr": 2e-4}}
 OTHERS = {
     "llava_dora": {"family": "llava", "peft_scheme": "dora"} | RATES,
+    "llava_lora": {"family": "llava", "peft_scheme": "lora"} | RATES,
     "llava_jp_lora": {"family": "llava_jp", "peft_scheme": "lora"} | RATES,
     "nvila_lora": {"family": "nvila", "peft_scheme": "lora"} | RATES,
 }
 OTHER_LAYOUTS = {
     "llava_dora_tp2_sp": ("llava_dora", LAYOUTS["tp2_sp"]),
-    "llava_dora_pp2": ("llava_dora", LAYOUTS["pp2"]),
+    "llava_lora_pp2": ("llava_lora", LAYOUTS["pp2"]),
     "llava_jp_lora_tp2": ("llava_jp_lora", LAYOUTS["tp2"]),
     "nvila_lora_dp2_recompute": ("nvila_lora", LAYOUTS["dp2_recompute"]),
 }

@@ -132,8 +132,8 @@ def test_a_state_without_a_family_is_of_nvila(tmp_path):
 
 
 def test_unknown_family(capsys):
-    assert main(["--family", "llava"]) == 2
-    message = "error: family: 'llava' is unknown; allowed is nvila or mllama.\n"
+    assert main(["--family", "vila"]) == 2
+    message = "error: family: 'vila' is unknown; allowed is nvila or mllama or llava or llava_jp.\n"
     assert capsys.readouterr().err == message
 
 
@@ -150,6 +150,10 @@ def test_families():
         "nvila": ["data", "parents", "assemble", "align", "pretrain", "sft"]
         + ["export", "verify", "evaluate"],
         "mllama": ["data", "parent", "import", "sft", "export", "verify", "evaluate", "compare"],
+        **dict.fromkeys(
+            ("llava", "llava_jp"),
+            ["data", "parents", "assemble", "pretrain", "sft", "export", "verify", "evaluate"],
+        ),
     }
     for family in FAMILIES.values():
         assert set(family.stages) <= set(names[family.name])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from converters.rows import Dropped, PadRows, Rename, Row, qkv_row
-from models.padding import padded_size
+from converters.parts import vocabulary_rows
+from converters.rows import Dropped, Rename, Row, qkv_row
 
 
 def gpt2_table(
@@ -19,21 +19,14 @@ def gpt2_table(
         output: name of the output layer's weight, which a tied model does not have.
         megatron: prefix.
     """
-    vocabulary = {"rows": text.vocab_size, "padded_rows": padded_size(text.vocab_size)}
-    rows: list[Row] = [
-        PadRows(
-            hf=f"{hf}wte.weight",
-            megatron=f"{megatron}embedding.word_embeddings.weight",
-            **vocabulary,
-        ),
-        Rename(hf=f"{hf}wpe.weight", megatron=f"{megatron}embedding.position_embeddings.weight"),
-    ]
+    rows = vocabulary_rows(text, f"{hf}wte.weight", output, megatron)
+    rows.append(
+        Rename(hf=f"{hf}wpe.weight", megatron=f"{megatron}embedding.position_embeddings.weight")
+    )
     rows += [
         Rename(hf=f"{hf}ln_f.{kind}", megatron=f"{megatron}decoder.final_layernorm.{kind}")
         for kind in ("weight", "bias")
     ]
-    if not text.tie_word_embeddings:
-        rows.append(PadRows(hf=output, megatron=f"{megatron}output_layer.weight", **vocabulary))
     for layer in range(text.n_layer):
         rows += _layer(text, f"{hf}h.{layer}.", f"{megatron}decoder.layers.{layer}.")
     return rows

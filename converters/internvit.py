@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from transformers import PretrainedConfig
 
 from converters.lazy import LazyTensor, Stacked
+from converters.parts import carried_rows
 from converters.rows import Rename, Row, qkv_row
-from models.image_slots.carried import carried_name, internvit_carried_shapes
+from models.image_slots.carried import internvit_carried_shapes
 
 _ORIGINAL = {
     r"embeddings\.class_embedding": "embeddings.cls_token",
@@ -77,11 +78,7 @@ def internvit_table(
         vision.intermediate_size,
         not vision.use_mean_pooling,
     )
-    rows += [
-        Rename(hf=f"{hf}{name}", megatron=f"{megatron}carried.{carried_name(name)}")
-        for name in carried
-    ]
-    return rows
+    return rows + carried_rows(carried, hf, megatron)
 
 
 def _layer(vision: PretrainedConfig, hf: str, megatron: str) -> list[Row]:

@@ -37,7 +37,7 @@ from converters.lazy import LazyTensor
 from converters.llava import WHOLE_CLIP, llava_drops, llava_table
 from converters.nvila import WHOLE_SIGLIP
 from converters.rows import Dropped, Row
-from models.conversation_templates import TEMPLATE_NAMES, conversation_template
+from models.conversation_templates import CONVERSATION_TEMPLATES, conversation_template
 from models.llava.description import CLASS_TOKENS, patches, square_side
 from models.llava.prompt import IMAGE_TOKEN
 
@@ -109,7 +109,7 @@ class LlavaAssembly(Assembly):
         if not tokenizer.chat_template:
             raise ValueError(
                 f"llm: the tokenizer of {llm} has no chat template; add chat_template.jinja, or "
-                f"name a conversation_template ({', '.join(TEMPLATE_NAMES[:-1])})."
+                f"name a conversation_template ({', '.join(CONVERSATION_TEMPLATES)})."
             )
         return_ids_and_mask_only(tokenizer)
         tokenizer.add_special_tokens(

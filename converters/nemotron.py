@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from converters.rows import PadRows, Rename, Row, qkv_row
-from models.padding import padded_size
+from converters.parts import vocabulary_rows
+from converters.rows import Rename, Row, qkv_row
 
 
 def nemotron_table(text: PretrainedConfig, hf: str, megatron: str = "language_model.") -> list[Row]:
@@ -16,24 +16,11 @@ def nemotron_table(text: PretrainedConfig, hf: str, megatron: str = "language_mo
         hf: prefix of `model.` and `lm_head.`
         megatron: prefix.
     """
-    vocabulary = {"rows": text.vocab_size, "padded_rows": padded_size(text.vocab_size)}
-    rows: list[Row] = [
-        PadRows(
-            hf=f"{hf}model.embed_tokens.weight",
-            megatron=f"{megatron}embedding.word_embeddings.weight",
-            **vocabulary,
-        )
-    ]
+    rows = vocabulary_rows(text, f"{hf}model.embed_tokens.weight", f"{hf}lm_head.weight", megatron)
     rows += [
         Rename(hf=f"{hf}model.norm.{kind}", megatron=f"{megatron}decoder.final_layernorm.{kind}")
         for kind in ("weight", "bias")
     ]
-    if not text.tie_word_embeddings:
-        rows.append(
-            PadRows(
-                hf=f"{hf}lm_head.weight", megatron=f"{megatron}output_layer.weight", **vocabulary
-            )
-        )
     for layer in range(text.num_hidden_layers):
         rows += _layer(text, f"{hf}model.layers.{layer}.", f"{megatron}decoder.layers.{layer}.")
     return rows

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from transformers import PretrainedConfig
 
 from converters.rows import FuseGateUp, PadRows, Rename, Row, qkv_row
 from models.image_slots.carried import carried_name, carried_shapes
 from models.padding import padded_size
+
+
+def vocabulary_rows(
+    text: PretrainedConfig, embedding: str, output: str, megatron: str = "language_model."
+) -> list[Row]:
+    """Rows of the embedding, and of the output layer where it is another tensor.
+
+    Args:
+        text: sizes.
+        embedding: its name on the Hugging Face side.
+        output: name of the output layer there.
+        megatron: prefix.
+    """
+    size = {"rows": text.vocab_size, "padded_rows": padded_size(text.vocab_size)}
+    name = f"{megatron}embedding.word_embeddings.weight"
+    rows: list[Row] = [PadRows(hf=embedding, megatron=name, **size)]
+    if not text.tie_word_embeddings:
+        rows.append(PadRows(hf=output, megatron=f"{megatron}output_layer.weight", **size))
+    return rows
+
+
+def carried_rows(names: Iterable[str], hf: str, megatron: str) -> list[Row]:
+    """Rows of the tensors of a vision tower that do not take part, below the given prefixes."""
+    return [
+        Rename(hf=f"{hf}{name}", megatron=f"{megatron}carried.{carried_name(name)}")
+        for name in names
+    ]
 
 
 def language_table(
@@ -20,21 +49,10 @@ def language_table(
         qkv_bias: whether query, key and value have one.
         megatron: prefix.
     """
-    vocabulary = {"rows": text.vocab_size, "padded_rows": padded_size(text.vocab_size)}
-    rows: list[Row] = [
-        PadRows(
-            hf=f"{hf}model.embed_tokens.weight",
-            megatron=f"{megatron}embedding.word_embeddings.weight",
-            **vocabulary,
-        ),
-        Rename(hf=f"{hf}model.norm.weight", megatron=f"{megatron}decoder.final_layernorm.weight"),
-    ]
-    if not text.tie_word_embeddings:
-        rows.append(
-            PadRows(
-                hf=f"{hf}lm_head.weight", megatron=f"{megatron}output_layer.weight", **vocabulary
-            )
-        )
+    rows = vocabulary_rows(text, f"{hf}model.embed_tokens.weight", f"{hf}lm_head.weight", megatron)
+    rows.append(
+        Rename(hf=f"{hf}model.norm.weight", megatron=f"{megatron}decoder.final_layernorm.weight")
+    )
     for layer in range(text.num_hidden_layers):
         rows += _language_layer(
             text, qkv_bias, f"{hf}model.layers.{layer}.", f"{megatron}decoder.layers.{layer}."
@@ -89,11 +107,7 @@ def vision_layers(
         vision.intermediate_size,
         head,
     )
-    rows += [
-        Rename(hf=f"{hf}{name}", megatron=f"{megatron}carried.{carried_name(name)}")
-        for name in carried
-    ]
-    return rows
+    return rows + carried_rows(carried, hf, megatron)
 
 
 def _vision_layer(vision: PretrainedConfig, hf: str, megatron: str) -> list[Row]:

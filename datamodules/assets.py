@@ -1,9 +1,10 @@
 """What encoding needs to know of a model of any family: its tokenizer, its tiles."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -77,6 +78,44 @@ def find_image_token(tokenizer: PreTrainedTokenizerBase, name: str, folder: str)
     if image is None:
         raise ValueError(f"The tokenizer in {folder} has no {name} token, but one is needed.")
     return image
+
+
+def check_image_token(image: int, name: str, expected: int, folder: str) -> None:
+    """Compares the tokenizer's id of an image with the configuration's.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if image != expected:
+        raise ValueError(
+            f"The configuration in {folder} has image_token_index={expected}, but "
+            f"{name} is token {image} of the tokenizer."
+        )
+
+
+def require_image_processor(folder: str) -> None:
+    """Refuses a folder without the file of an image processor.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not (Path(folder) / "preprocessor_config.json").is_file():
+        raise ValueError(f"There is no preprocessor_config.json in {folder}, but one is needed.")
+
+
+def check_image_processor(processor: Any, wanted: Mapping[str, Any], folder: str) -> None:
+    """Compares attributes of an image processor with what the model needs.
+
+    Raises:
+        ValueError: One differs.
+    """
+    for name, value in wanted.items():
+        given = getattr(processor, name)
+        given = dict(given) if isinstance(value, dict) else given
+        if given != value:
+            raise ValueError(
+                f"The image processor in {folder} has {name}={given}, but the model needs {value}."
+            )
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, allowed: str = "") -> re.Pattern[str]:

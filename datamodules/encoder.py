@@ -13,7 +13,7 @@ from datamodules.collate import Encoded
 from datamodules.conversation import IGNORED, GivenTemplate
 from datamodules.image_resize import ImageResize, check_image_resize
 from datamodules.images import ImageFolder, ImageStore
-from sample_loaders.conversation import ConversationSample, Turn
+from sample_loaders.conversation import IMAGE_PLACEHOLDER, ConversationSample, Turn
 from sample_loaders.document import DocumentSample
 from sample_loaders.document import Sample as RawSample
 from sample_loaders.errors import BadSample, Reason
@@ -217,3 +217,8 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
                 + f" with {images}.",
             )
         return turns[:-2]
+
+
+def placeholders(turns: Sequence[Turn]) -> int:
+    """Counts the images that stand in some turns."""
+    return sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from datamodules.assets import (
     ConversationText,
     EncodingAssets,
+    check_image_token,
     control_tokens,
     find_image_token,
     load_tokenizer,
@@ -60,11 +61,7 @@ def load_llava_assets(folder: str, conversation_template: GivenTemplate = None) 
     config = read_assets_config(folder)
     tokenizer = load_tokenizer(folder)
     image = find_image_token(tokenizer, IMAGE_TOKEN, folder)
-    if image != config.image_token_index:
-        raise ValueError(
-            f"The configuration in {folder} has image_token_index={config.image_token_index}, but "
-            f"{IMAGE_TOKEN} is token {image} of the tokenizer."
-        )
+    check_image_token(image, IMAGE_TOKEN, config.image_token_index, folder)
     if tokenizer.encode(f"{IMAGE_TOKEN}\na", add_special_tokens=False).count(image) != 1:
         raise ValueError(f"The tokenizer in {folder} must read {IMAGE_TOKEN} as one token.")
 

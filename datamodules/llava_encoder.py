@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
+from datamodules.conversation import shifted_labels, tokenize_conversation
 from datamodules.document import cut_position, tokenize_document
-from datamodules.encoder import ConversationEncoder, EncodingPlan
-from datamodules.image_slot_collate import ImageSlotCollator, ImageSlotSample
+from datamodules.encoder import EncodingPlan, placeholders
+from datamodules.image_slot_collate import ImageSlotSample
+from datamodules.image_slot_encoder import ImageSlotEncoder
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.llava_assets import IMAGE_TEXT, LlavaAssets, load_llava_assets
-from models.llava.prompt import IMAGE_TOKEN
 from sample_loaders.conversation import ConversationSample, Turn
 from sample_loaders.document import DocumentSample
 from sample_loaders.errors import BadSample, Reason
@@ -33,7 +33,7 @@ class LlavaPlan(EncodingPlan):
         return len(self.images)
 
 
-class LlavaEncoder(ConversationEncoder[LlavaAssets, LlavaPlan, ImageSlotSample]):
+class LlavaEncoder(ImageSlotEncoder[LlavaAssets, LlavaPlan]):
     """Encodes conversations for models of the LLaVA family.
 
     Images stand at the front of their turn. A sample that is too long loses whole questions with
@@ -57,24 +57,6 @@ class LlavaEncoder(ConversationEncoder[LlavaAssets, LlavaPlan, ImageSlotSample])
             fill(tile, decode_image(store, name, self.config.max_image_pixels))
         return ImageSlotSample(key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=tiles)
 
-    def filler(self, key: str) -> ImageSlotSample:
-        """Makes a sample of one pad token, without label and image."""
-        side = self.assets.tile_size
-        return ImageSlotSample(
-            key=key,
-            tokens=np.array([self.pad_token_id], dtype=np.int64),
-            labels=np.array([IGNORED], dtype=np.int64),
-            tiles=np.zeros((0, 3, side, side), dtype=np.uint8),
-        )
-
-    def collator(self, pad_to_multiple_of: int, fixed_length: int | None) -> ImageSlotCollator:
-        """Makes what joins samples to micro-batches."""
-        return ImageSlotCollator(
-            pad_token_id=self.pad_token_id,
-            pad_to_multiple_of=pad_to_multiple_of,
-            fixed_length=fixed_length,
-        )
-
     def _load_assets(self) -> LlavaAssets:
         return load_llava_assets(self.config.assets, self.config.conversation_template)
 
@@ -82,7 +64,7 @@ class LlavaEncoder(ConversationEncoder[LlavaAssets, LlavaPlan, ImageSlotSample])
         turns: Sequence[Turn] = sample.turns
         while True:
             tokens, supervised = self._tokenize(turns)
-            images = sample.images[: _placeholders(turns)]
+            images = sample.images[: placeholders(turns)]
             if self.fits(len(tokens), len(images)):
                 break
             turns = self._without_last_answer(
@@ -127,7 +109,7 @@ class LlavaEncoder(ConversationEncoder[LlavaAssets, LlavaPlan, ImageSlotSample])
         assets = self.assets
         rendered = assets.template.render([assets.message(turn.role, turn.text) for turn in turns])
         ids, supervised = tokenize_conversation(rendered, assets.tokenizer, IMAGE_TEXT)
-        found, wanted = int((ids == assets.image_token_id).sum()), _placeholders(turns)
+        found, wanted = int((ids == assets.image_token_id).sum()), placeholders(turns)
         if found != wanted:
             raise BadSample(
                 Reason.TEMPLATE_CHANGES,
@@ -145,7 +127,3 @@ class LlavaEncoder(ConversationEncoder[LlavaAssets, LlavaPlan, ImageSlotSample])
         widths = np.where(ids == self.assets.image_token_id, self.assets.slots_per_image, 1)
         origin = np.repeat(np.arange(len(ids)), widths)
         return ids[origin], origin
-
-
-def _placeholders(turns: Sequence[Turn]) -> int:
-    return sum(turn.text.count(IMAGE_TOKEN) for turn in turns)

@@ -7,7 +7,15 @@ from pathlib import Path
 from PIL import Image
 from transformers import MllamaConfig, MllamaImageProcessor, PreTrainedTokenizerBase
 
-from datamodules.assets import EncodingAssets, control_tokens, find_image_token, load_tokenizer
+from datamodules.assets import (
+    EncodingAssets,
+    check_image_processor,
+    check_image_token,
+    control_tokens,
+    find_image_token,
+    load_tokenizer,
+    require_image_processor,
+)
 from datamodules.conversation import ChatTemplate, GivenTemplate, check_chat_template
 from models.checkpoint_paths import find_assets
 from models.mllama.prompt import IMAGE_PLACEHOLDER, IMAGE_TOKEN, TEMPLATE_ARGUMENTS, chat_message
@@ -70,8 +78,7 @@ def _check_tiling(config: MllamaConfig, folder: str) -> None:
             f"{vision.supported_aspect_ratios}, but max_num_tiles={vision.max_num_tiles} needs "
             f"{canvases}."
         )
-    if not (Path(folder) / "preprocessor_config.json").is_file():
-        raise ValueError(f"There is no preprocessor_config.json in {folder}, but one is needed.")
+    require_image_processor(folder)
     processor = MllamaImageProcessor.from_pretrained(folder)
     side = vision.image_size
     wanted = {
@@ -80,21 +87,12 @@ def _check_tiling(config: MllamaConfig, folder: str) -> None:
         "resample": int(Image.Resampling.BILINEAR),
         "do_convert_rgb": True,
     }
-    for name, value in wanted.items():
-        given = getattr(processor, name)
-        if given != value:
-            raise ValueError(
-                f"The image processor in {folder} has {name}={given}, but the model needs {value}."
-            )
+    check_image_processor(processor, wanted, folder)
 
 
 def _image_token(tokenizer: PreTrainedTokenizerBase, config: MllamaConfig, folder: str) -> int:
     image = find_image_token(tokenizer, IMAGE_TOKEN, folder)
-    if image != config.image_token_index:
-        raise ValueError(
-            f"The configuration in {folder} has image_token_index={config.image_token_index}, but "
-            f"{IMAGE_TOKEN} is token {image} of the tokenizer."
-        )
+    check_image_token(image, IMAGE_TOKEN, config.image_token_index, folder)
     read = tokenizer.encode(f"a{IMAGE_TOKEN}{IMAGE_TOKEN}a", add_special_tokens=False)
     if read.count(image) != 2:
         raise ValueError(

@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.collate import joined
 from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
 from datamodules.document import cut_position, tokenize_document
-from datamodules.encoder import ConversationEncoder, EncodingPlan
+from datamodules.encoder import ConversationEncoder, EncodingPlan, placeholders
 from datamodules.image_resize import image_pixels, resize_bilinear
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.mllama_assets import MllamaAssets, load_mllama_assets
@@ -130,7 +130,7 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
             tokens, supervised = self._tokenize(turns)
             # Images of what is too long are not even looked at.
             if len(tokens) <= self.config.seq_length:
-                images = self._images(sample, _placeholders(turns), store)
+                images = self._images(sample, placeholders(turns), store)
                 if self.fits(len(tokens), sum(image.canvas.tiles for image in images)):
                     break
             turns = self._without_last_answer(turns, "one for each image")
@@ -175,10 +175,10 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
         rendered = template.render([chat_message(turn.role, turn.text) for turn in turns])
         ids, supervised = tokenize_conversation(rendered, template.tokenizer, _IMAGE_TEXT)
         found = len(self._image_places(ids))
-        if found != _placeholders(turns):
+        if found != placeholders(turns):
             raise BadSample(
                 Reason.TEMPLATE_CHANGES,
-                f"The chat template prints {found} of the {_placeholders(turns)} images of the "
+                f"The chat template prints {found} of the {placeholders(turns)} images of the "
                 f"conversation.",
             )
         return ids, supervised
@@ -194,7 +194,3 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
 
 def _resize_fast(image: Image.Image, width: int, height: int) -> torch.Tensor:
     return resize_bilinear(image_pixels(image), width, height)
-
-
-def _placeholders(turns: Sequence[Turn]) -> int:
-    return sum(turn.text.count(IMAGE_PLACEHOLDER) for turn in turns)

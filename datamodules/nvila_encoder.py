@@ -7,8 +7,9 @@ import numpy as np
 
 from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
 from datamodules.document import Span, cut_position, tokenize_document
-from datamodules.encoder import ConversationEncoder, EncodingPlan
-from datamodules.image_slot_collate import ImageSlotCollator, ImageSlotSample
+from datamodules.encoder import EncodingPlan, placeholders
+from datamodules.image_slot_collate import ImageSlotSample
+from datamodules.image_slot_encoder import ImageSlotEncoder
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.nvila_assets import TILE_TEXT, NvilaAssets, load_nvila_assets, nvila_message
 from datamodules.nvila_tiles import fill_tiles, fill_tiles_exactly
@@ -48,7 +49,7 @@ class NvilaPlan(EncodingPlan):
         return sum(image.tiles for image in self.images)
 
 
-class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, ImageSlotSample]):
+class NvilaEncoder(ImageSlotEncoder[NvilaAssets, NvilaPlan]):
     """Encodes conversations for models of the NVILA-Lite family.
 
     A sample that is too long first gets smaller tile grids, the same bound for all of its images
@@ -77,24 +78,6 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, ImageSlotSample])
             first += image.tiles
         return ImageSlotSample(key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=tiles)
 
-    def filler(self, key: str) -> ImageSlotSample:
-        """Makes a sample of one pad token, without label and image."""
-        size = self.assets.tile_size
-        return ImageSlotSample(
-            key=key,
-            tokens=np.array([self.pad_token_id], dtype=np.int64),
-            labels=np.array([IGNORED], dtype=np.int64),
-            tiles=np.zeros((0, 3, size, size), dtype=np.uint8),
-        )
-
-    def collator(self, pad_to_multiple_of: int, fixed_length: int | None) -> ImageSlotCollator:
-        """Makes what joins samples to micro-batches."""
-        return ImageSlotCollator(
-            pad_token_id=self.pad_token_id,
-            pad_to_multiple_of=pad_to_multiple_of,
-            fixed_length=fixed_length,
-        )
-
     def _load_assets(self) -> NvilaAssets:
         return load_nvila_assets(self.config.assets, self.config.conversation_template)
 
@@ -114,7 +97,7 @@ class NvilaEncoder(ConversationEncoder[NvilaAssets, NvilaPlan, ImageSlotSample])
         sizes: Sequence[tuple[int, int]],
     ) -> NvilaPlan | None:
         """Plans these turns with the largest grids that fit, or None if none do."""
-        used = _placeholders(turns)
+        used = placeholders(turns)
         largest = self.max_tiles_of(sample)
         grids = self._tile_counts(sizes[:used], largest)
         plan = self._plan_turns(sample, turns, grids, largest)
@@ -225,10 +208,6 @@ def _image_spans(
         (int(starts[end - count]), int(stops[end - 1]))
         for end, count in zip(ends, tiles, strict=True)
     ]
-
-
-def _placeholders(turns: Sequence[Turn]) -> int:
-    return sum(turn.text.count(IMAGE_TOKEN) for turn in turns)
 
 
 def _expand_turns(turns: Sequence[Turn], tiles: Sequence[int]) -> list[Turn]:

@@ -6,7 +6,6 @@ resizes both sides.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, BaseImageProcessor
 from transformers.image_processing_utils_fast import BaseImageProcessorFast
 
+from datamodules.assets import check_image_processor, require_image_processor
 from datamodules.image_resize import image_pixels, resize_bicubic
 
 _SUPPORTED = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
@@ -81,8 +81,7 @@ def load_square_images(folder: str, side: int) -> SquareImages:
     Raises:
         ValueError: It is missing, of another kind, or does not fit the tower.
     """
-    if not (Path(folder) / "preprocessor_config.json").is_file():
-        raise ValueError(f"There is no preprocessor_config.json in {folder}, but one is needed.")
+    require_image_processor(folder)
     processor = AutoImageProcessor.from_pretrained(folder)
     kind = type(processor).__name__.removesuffix("Fast")
     if kind not in _SUPPORTED:
@@ -98,13 +97,7 @@ def load_square_images(folder: str, side: int) -> SquareImages:
         wanted |= {"do_center_crop": True, "crop_size": square, "size": {"shortest_edge": side}}
     else:
         wanted |= {"size": square}
-    for name, value in wanted.items():
-        given = getattr(processor, name)
-        given = dict(given) if isinstance(value, dict) else given
-        if given != value:
-            raise ValueError(
-                f"The image processor in {folder} has {name}={given}, but the model needs {value}."
-            )
+    check_image_processor(processor, wanted, folder)
     background = None
     if getattr(processor, "do_pad", None):
         background = tuple(int(mean * 255) for mean in processor.image_mean)

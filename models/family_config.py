@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.lightning import io
 
 from models.assets import AssetsArtifact
+from models.assets_config import read_pixel_statistics
 from models.checkpoint_paths import find_assets
 
 # What the strategy and the precision plug-in set on the outer config and what each part must share.
@@ -90,6 +91,9 @@ class FamilyConfig(TransformerConfig, io.IOMixin):
     SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]]
     """Fields of each part (by its name here) that a checkpoint and a recipe must agree on."""
 
+    ADOPTED_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Fields of each part that the assets decide, beside the vocabulary."""
+
     __io_artifacts__ = [AssetsArtifact("assets", required=False)]  # noqa: RUF012
 
     def __post_init__(self) -> None:
@@ -109,6 +113,12 @@ class FamilyConfig(TransformerConfig, io.IOMixin):
             self.share_embeddings_and_output_weights = bool(
                 language.share_embeddings_and_output_weights
             )
+
+    def take_pixel_statistics(self, assets: str) -> None:
+        """Take mean and deviation of pixels from the image processor's file of the assets."""
+        mean, std = read_pixel_statistics(assets)
+        self.vision_transformer_config.pixel_mean = mean
+        self.vision_transformer_config.pixel_std = std
 
     @classmethod
     def describe(cls, assets: str) -> FamilyConfig:
@@ -167,11 +177,14 @@ class FamilyConfig(TransformerConfig, io.IOMixin):
         self.adopt(described)
 
     def adopt(self, described: Any) -> None:
-        """Take the vocabulary size and the image token of the assets."""
+        """Take what the assets decide: vocabulary size, image token and ADOPTED_FIELDS."""
         self.language_transformer_config.vocab_size = (
             described.language_transformer_config.vocab_size
         )
         self.image_token_id = described.image_token_id
+        for part, names in self.ADOPTED_FIELDS.items():
+            for name in names:
+                setattr(getattr(self, part), name, getattr(getattr(described, part), name))
 
     def configure_model(self, tokenizer=None, vp_stage: int | None = None) -> MegatronModule:
         """Build this rank's part of the model.
@@ -204,3 +217,15 @@ class FamilyConfig(TransformerConfig, io.IOMixin):
             setattr(language, name, getattr(self, name))
         language.variable_seq_lengths = self.variable_seq_lengths
         language.calculate_per_token_loss = self.calculate_per_token_loss
+
+
+ROPE_AND_PIXELS: Mapping[str, tuple[str, ...]] = {
+    "language_transformer_config": (
+        "scale_factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "old_context_len",
+    ),
+    "vision_transformer_config": ("pixel_mean", "pixel_std"),
+}
+"""Constants of rope scaling and of pixels: ADOPTED_FIELDS of families that have both."""

@@ -11,8 +11,7 @@ from nemo.collections.llm.fn.activation import quick_gelu
 from transformers import LlavaConfig as HFLlavaConfig
 from transformers import PretrainedConfig
 
-from models.assets_config import read_pixel_statistics
-from models.family_config import FamilyConfig
+from models.family_config import ROPE_AND_PIXELS, FamilyConfig
 from models.image_slots.config import PaddedVocabulary
 from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
 from models.image_slots.tower import PreNormTowerConfig
@@ -70,6 +69,7 @@ class LlavaConfig(FamilyConfig):
     data_step_fn: Callable | None = image_slot_data_step
 
     FAMILY = "llava"
+    ADOPTED_FIELDS = ROPE_AND_PIXELS
     SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "language_transformer_config": (
             "num_layers",
@@ -101,20 +101,8 @@ class LlavaConfig(FamilyConfig):
     def describe(cls, assets: str) -> LlavaConfig:
         """Return the configuration that an assets folder describes."""
         described = config_from_hf(read_assets_config(assets))
-        mean, std = read_pixel_statistics(assets)
-        described.vision_transformer_config.pixel_mean = mean
-        described.vision_transformer_config.pixel_std = std
+        described.take_pixel_statistics(assets)
         return described
-
-    def adopt(self, described: LlavaConfig) -> None:
-        """Take the vocabulary size, the image token, rope's and the pixels' constants."""
-        super().adopt(described)
-        own = self.language_transformer_config
-        for name in ("scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len"):
-            setattr(own, name, getattr(described.language_transformer_config, name))
-        for name in ("pixel_mean", "pixel_std"):
-            value = getattr(described.vision_transformer_config, name)
-            setattr(self.vision_transformer_config, name, value)
 
     def build(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> MCoreLlavaModel:
         """Build this stage's part of the model."""

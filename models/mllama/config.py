@@ -16,8 +16,7 @@ from transformers.models.mllama.configuration_mllama import (
     MllamaVisionConfig as HFMllamaVisionConfig,
 )
 
-from models.assets_config import read_pixel_statistics
-from models.family_config import FamilyConfig
+from models.family_config import ROPE_AND_PIXELS, FamilyConfig
 from models.mllama.description import EXTRA_EMBEDDINGS, read_assets_config
 from models.mllama.steps import mllama_data_step, mllama_forward_step
 from models.padding import VOCABULARY_MULTIPLE, padded_size
@@ -125,6 +124,7 @@ class MllamaConfig(FamilyConfig):
     data_step_fn: Callable | None = mllama_data_step
 
     FAMILY = "mllama"
+    ADOPTED_FIELDS = ROPE_AND_PIXELS
     SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "language_transformer_config": (
             "num_layers",
@@ -156,21 +156,8 @@ class MllamaConfig(FamilyConfig):
     def describe(cls, assets: str) -> MllamaConfig:
         """Return the configuration that an assets folder describes."""
         described = config_from_hf(read_assets_config(assets))
-        assert described.vision_transformer_config is not None
-        mean, std = read_pixel_statistics(assets)
-        described.vision_transformer_config.pixel_mean = mean
-        described.vision_transformer_config.pixel_std = std
+        described.take_pixel_statistics(assets)
         return described
-
-    def adopt(self, described: MllamaConfig) -> None:
-        """Take the vocabulary size, the image token, rope's and the pixels' constants."""
-        super().adopt(described)
-        for name in ("scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len"):
-            value = getattr(described.language_transformer_config, name)
-            setattr(self.language_transformer_config, name, value)
-        for name in ("pixel_mean", "pixel_std"):
-            value = getattr(described.vision_transformer_config, name)
-            setattr(self.vision_transformer_config, name, value)
 
     def build(
         self, pre_process: bool, post_process: bool, vp_stage: int | None

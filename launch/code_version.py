@@ -10,6 +10,7 @@ from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 _SHOWN = 5
+_ATTEMPTS = 5
 _AUTHOR = {
     f"GIT_{role}_{field}": value
     for role in ("AUTHOR", "COMMITTER")
@@ -62,7 +63,14 @@ def find_code_version(allow_dirty: bool, root: Path = PROJECT_ROOT) -> CodeVersi
             f"site: {names}{more} in {root} is not committed, and a job gets what is; commit it, "
             "or ship it as it is with --allow-dirty."
         )
-    return CodeVersion(_commit_of_working_tree(root, head), head)
+    try:
+        return CodeVersion(_commit_of_working_tree(root, head), head)
+    except subprocess.CalledProcessError as error:
+        reason = " ".join(error.stderr.split())
+        raise ValueError(
+            f"site: git cannot pack the uncommitted files of {root} ({reason}); "
+            "commit them, or remove what cannot be packed."
+        ) from error
 
 
 def _commit_of_working_tree(root: Path, head: str) -> str:
@@ -70,9 +78,22 @@ def _commit_of_working_tree(root: Path, head: str) -> str:
         # An index of its own: the user's is not touched.
         index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
         _git(root, "read-tree", head, **index)
-        _git(root, "add", "--all", **index)
+        _add_all(root, index)
         tree = _git(root, "write-tree", **index)
     return _git(root, "commit-tree", tree, "-p", head, "-m", "uncommitted changes", **_AUTHOR)
+
+
+def _add_all(root: Path, index: dict[str, str]) -> None:
+    # git gives up when a file is gone between its listing and its reading, as an editor's swap file
+    # or another job's scratch file is; what has changed by then is read with the next attempt.
+    for attempt in range(_ATTEMPTS):
+        try:
+            _git(root, "add", "--all", **index)
+        except subprocess.CalledProcessError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+        else:
+            return
 
 
 def _git(root: Path, *arguments: str, **environment: str) -> str:

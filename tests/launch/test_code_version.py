@@ -61,3 +61,22 @@ def test_what_is_not_committed_is_refused_or_shipped_and_nothing_here_changes(ch
 def test_a_folder_without_git_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is no git checkout"):
         find_code_version(allow_dirty=True, root=tmp_path)
+
+
+def test_a_file_that_fails_once_is_read_again(checkout, tmp_path):
+    """As one that is gone between git's listing and its reading: another job's scratch file."""
+    seen = tmp_path / "seen"
+    # Fails at the first reading; the marker lies outside the checkout.
+    git(checkout, "config", "filter.once.clean", f"test -e '{seen}' && cat || ! touch '{seen}'")
+    git(checkout, "config", "filter.once.required", "true")
+    (checkout / ".gitattributes").write_text("scratch filter=once\n")
+    (checkout / "scratch").write_text("two")
+    version = find_code_version(allow_dirty=True, root=checkout)
+    assert seen.exists()
+    assert git(checkout, "show", f"{version.shipped}:scratch") == "two"
+
+
+def test_what_git_cannot_pack_is_named_in_its_own_words(checkout):
+    git(checkout, "init", "-q", "inner")
+    with pytest.raises(ValueError, match=r"uncommitted files of .*inner/.*remove what cannot"):
+        find_code_version(allow_dirty=True, root=checkout)

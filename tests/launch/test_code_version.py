@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from launch.code_version import find_code_version
+from launch.code_version import PROJECT_ROOT, find_code_version
 
 
 def git(root, *arguments):
@@ -80,3 +80,9 @@ def test_what_git_cannot_pack_is_named_in_its_own_words(checkout):
     git(checkout, "init", "-q", "inner")
     with pytest.raises(ValueError, match=r"uncommitted files of .*inner/.*remove what cannot"):
         find_code_version(allow_dirty=True, root=checkout)
+
+
+def test_what_another_submission_unpacks_here_is_no_change():
+    # NeMo-Run packs in the current folder, which is the checkout: nemo_run/core/packaging/git.py.
+    ignored = git(PROJECT_ROOT, "check-ignore", "temp_extract_1/README.md")
+    assert ignored == "temp_extract_1/README.md"

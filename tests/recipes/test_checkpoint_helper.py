@@ -16,12 +16,14 @@ if __name__ == "__main__":
         start_checkpoint_helper()
     queue = filesystem_async._get_write_results_queue()
     queue.put("sent")
-    print(queue.get(), filesystem_async._manager._process.pid, flush=True)
+    helper = filesystem_async._manager._process.pid
+    libraries = open(f"/proc/{helper}/maps").read()
+    print(queue.get(), helper, "libtorch" in libraries, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_it_ends_with_its_rank(project_root, tmp_path):
+def test_it_is_small_and_ends_with_its_rank(project_root, tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     rank = subprocess.Popen(
@@ -31,9 +33,10 @@ def test_it_ends_with_its_rank(project_root, tmp_path):
         text=True,
     )
     assert rank.stdout is not None
-    word, process_id = rank.stdout.readline().split()
+    word, process_id, has_torch = rank.stdout.readline().split()
     rank.wait(60)
     assert word == "sent"
+    assert has_torch == "False"  # nor what else the rank's script has imported
     end = time.monotonic() + 20
     while psutil.pid_exists(int(process_id)) and time.monotonic() < end:
         time.sleep(0.05)

@@ -55,6 +55,12 @@ FAMILIES = {
             class_name="LlavaFamily",
         ),
         FamilyEntry(
+            name="neva",
+            model_type="neva_llava",
+            module="converters.neva_family",
+            class_name="NevaFamily",
+        ),
+        FamilyEntry(
             name="llava_jp",
             model_type="llava-jp",
             module="converters.llava_jp_family",

@@ -7,15 +7,16 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase, SiglipImageProcessor
 
-import models.nvila.hf_code as hf_code
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
-from models.nvila.hf_code.processing_nvila_lite import NVILALiteProcessor
-from models.nvila.hf_code.tiling_nvila_lite import PIXEL_MEAN, PIXEL_STD
+import models.hf_code as hf_code
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.processing_nvila_lite import NVILALiteProcessor
+from models.hf_code.tiling_nvila_lite import PIXEL_MEAN, PIXEL_STD
 
 CODE_FILES = (
     "configuration_nvila_lite.py",
     "modeling_nvila_lite.py",
     "processing_nvila_lite.py",
+    "projector_nvila_lite.py",
     "prompt_nvila_lite.py",
     "tiling_nvila_lite.py",
 )

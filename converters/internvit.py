@@ -14,7 +14,7 @@ from models.image_slots.carried import internvit_carried_shapes
 
 _ORIGINAL = {
     r"embeddings\.class_embedding": "embeddings.cls_token",
-    r"embeddings\.position_embedding": "embeddings.position_embeddings",
+    r"embeddings\.position_embedding$": "embeddings.position_embeddings",
     r"embeddings\.patch_embedding\.": "embeddings.patch_embeddings.projection.",
     r"encoder\.layers\.(\d+)\.norm1\.": r"encoder.layer.\1.layernorm_before.",
     r"encoder\.layers\.(\d+)\.norm2\.": r"encoder.layer.\1.layernorm_after.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from transformers import CLIPVisionConfig, LlavaConfig, PretrainedConfig
 
 from converters.gpt2 import gpt2_drops, gpt2_table
@@ -11,6 +12,8 @@ from converters.nemotron import nemotron_table
 from converters.nvila import vision_table
 from converters.parts import language_table, vision_layers
 from converters.rows import Dropped, Rename, Row
+from models.hf_code.configuration_neva_llava import NevaLlavaConfig
+from models.hf_code.modeling_neva_llava import make_projector
 from models.llava.description import QKV_BIAS
 
 STYLES = NameStyles(
@@ -40,19 +43,26 @@ def llava_table(description: LlavaConfig) -> list[Row]:
     Args:
         description: sizes.
     """
-    kinds = ("weight", "bias") if description.multimodal_projector_bias else ("weight",)
     return [
         *_language_rows(description.text_config),
         *_vision_rows(description.vision_config, -description.vision_feature_layer - 1),
         *(
-            Rename(
-                hf=f"multi_modal_projector.{layer}.{kind}",
-                megatron=f"vision_projection.{layer}.{kind}",
-            )
-            for layer in ("linear_1", "linear_2")
-            for kind in kinds
+            Rename(hf=f"multi_modal_projector.{name}", megatron=f"vision_projection.{name}")
+            for name in _projector_names(description)
         ),
     ]
+
+
+def _projector_names(description: LlavaConfig) -> list[str]:
+    if isinstance(description, NevaLlavaConfig):
+        vision, text = description.vision_config, description.text_config
+        with torch.device("meta"):
+            projector = make_projector(
+                description.mm_projector_type, vision.hidden_size, text.hidden_size
+            )
+        return list(projector.state_dict())
+    kinds = ("weight", "bias") if description.multimodal_projector_bias else ("weight",)
+    return [f"{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in kinds]
 
 
 def _language_rows(text: PretrainedConfig) -> list[Row]:

@@ -35,10 +35,18 @@ from converters.conv1d import linear_view
 from converters.internvit import transformers_names
 from converters.lazy import LazyTensor
 from converters.llava import WHOLE_CLIP, llava_drops, llava_table
+from converters.neva_directory import NEVA_AUTO_MAP, NEVA_CLASS
 from converters.nvila import WHOLE_SIGLIP
 from converters.rows import Dropped, Row
 from models.conversation_templates import CONVERSATION_TEMPLATES, conversation_template
-from models.llava.description import CLASS_TOKENS, patches, square_side
+from models.hf_code.configuration_neva_llava import NevaLlavaConfig
+from models.llava.description import (
+    CLASS_TOKENS,
+    LLAVA_PROJECTOR,
+    processor_patch_size,
+    slots_per_image,
+    square_side,
+)
 from models.llava.prompt import IMAGE_TOKEN
 
 PADDING_TOKEN = "<pad>"
@@ -53,10 +61,13 @@ class LlavaAssembly(Assembly):
         conversation_template: name of one that takes the place of the language model's own.
         image_aspect_ratio: "square" lets CLIP take the middle of an image; "pad" pads it to a
             square first, as LLaVA-1.5 was fine-tuned. SigLIP resizes whole images.
+        projector_type: `mlp2x_gelu` as LLaVA has it, or one of NeVA's others: `affine`,
+            `mlp_downsample_2x2_fix`, `mlp_downsample_3x3_fix`.
     """
 
     conversation_template: str | None = None
     image_aspect_ratio: str = "square"
+    projector_type: str = LLAVA_PROJECTOR
 
     language_configs: ClassVar[Sequence[type[PretrainedConfig]]] = (
         LlamaConfig,
@@ -130,15 +141,20 @@ class LlavaAssembly(Assembly):
         if isinstance(vision, SiglipVisionConfig):
             vision.vision_use_head = False
         text.pad_token_id = tokenizer.pad_token_id
-        return LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-            image_seq_length=patches(vision),
-            vision_feature_layer=-2,
-            vision_feature_select_strategy="default" if has_class_token else "full",
-            tie_word_embeddings=text.tie_word_embeddings,
-        )
+        fields = {
+            "vision_config": vision,
+            "text_config": text,
+            "image_token_index": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default" if has_class_token else "full",
+            "tie_word_embeddings": text.tie_word_embeddings,
+        }
+        if self.projector_type == LLAVA_PROJECTOR:
+            config = LlavaConfig(**fields)
+        else:
+            config = NevaLlavaConfig(mm_projector_type=self.projector_type, **fields)
+        config.image_seq_length = slots_per_image(config)
+        return config
 
     def table(self, description: PretrainedConfig) -> list[Row]:
         """Return the rows of LLaVA."""
@@ -176,12 +192,15 @@ class LlavaAssembly(Assembly):
         LlavaProcessor(
             image_processor=self._image_processor(Path(vision), description),
             tokenizer=tokenizer,
-            patch_size=square_side(description.vision_config.patch_size),
+            patch_size=processor_patch_size(description),
             vision_feature_select_strategy=description.vision_feature_select_strategy,
             num_additional_image_tokens=CLASS_TOKENS[description.vision_config.model_type],
             chat_template=tokenizer.chat_template,
         ).save_pretrained(folder)
         description.architectures = ["LlavaForConditionalGeneration"]
+        if isinstance(description, NevaLlavaConfig):
+            description.architectures = [NEVA_CLASS]
+            description.auto_map = NEVA_AUTO_MAP
         description.save_pretrained(folder)
         write_chat_template(
             folder,

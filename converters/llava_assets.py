@@ -19,7 +19,12 @@ from converters.asset_files import (
     require_fit,
     write_json,
 )
-from models.llava.description import CLASS_TOKENS, read_assets_config, square_side
+from models.llava.description import (
+    CLASS_TOKENS,
+    processor_patch_size,
+    read_assets_config,
+    square_side,
+)
 
 _REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
 
@@ -40,7 +45,7 @@ def complete_assets(assets: Path, source: str) -> None:
     found = read_json(path, source) if path.is_file() else {}
     wanted: dict[str, Any] = {
         "processor_class": "LlavaProcessor",
-        "patch_size": square_side(config.vision_config.patch_size),
+        "patch_size": processor_patch_size(config),
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": CLASS_TOKENS.get(config.vision_config.model_type, 0),
         "image_token": "<image>",

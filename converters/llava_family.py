@@ -35,7 +35,7 @@ class LlavaFamily(Family):
 
     name = "llava"
     model_type = "llava"
-    layouts = ("hf", "llava_jp")
+    layouts: ClassVar[tuple[str, ...]] = ("hf", "llava_jp")
     read_as: ClassVar[tuple[str, ...]] = ("llava_jp",)
 
     whole_modules = ("model.vision_tower", "model.multi_modal_projector")

@@ -7,8 +7,8 @@ from transformers import Qwen2Config, SiglipVisionConfig
 
 from converters.parts import language_table, vision_layers
 from converters.rows import Dropped, Rename, Row
-from models.nvila.hf_code.configuration_nvila_lite import DOWNSAMPLE, NVILALiteConfig
-from models.nvila.hf_code.modeling_nvila_lite import NVILALiteProjector
+from models.hf_code.configuration_nvila_lite import DOWNSAMPLE, NVILALiteConfig
+from models.hf_code.projector_nvila_lite import NVILALiteProjector
 
 EMBEDDING, OUTPUT = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 TIED_OUTPUT = [Dropped(hf=OUTPUT, copy_of=EMBEDDING)]

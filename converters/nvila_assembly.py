@@ -19,7 +19,7 @@ from converters.assembly import Assembly
 from converters.hf_directory import write_assets
 from converters.nvila import WHOLE_SIGLIP, nvila_drops, nvila_table
 from converters.rows import Dropped, Row
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
 
 MEDIA_TOKENS = ("<vila/sentinel>", "<image>", "<vila/video>")
 """Added to the language model's tokenizer in the published order."""

@@ -18,9 +18,9 @@ from converters.lazy import LazyTensor
 from converters.nvila import nvila_drops, nvila_table
 from converters.rows import Dropped, Row
 from converters.vila_layout import plan_vila_layout
+from models.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
 from models.nvila.description import read_assets_config
-from models.nvila.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
-from models.nvila.remote_code import require_known_code
+from models.remote_code import require_known_code
 
 if TYPE_CHECKING:
     from models.family_config import FamilyConfig

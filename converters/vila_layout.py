@@ -13,8 +13,8 @@ from converters.file_writer import FileTask
 from converters.hf_directory import make_image_processor
 from converters.hf_weights import plan_weights
 from converters.lazy import LazyTensor
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.nvila.description import read_assets_config
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 
 _VILA_PARTS = {
     "llm": "llm.",

@@ -92,6 +92,7 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
     max_tiles_per_row: int | None
     image_resize: ImageResize
     conversation_template: GivenTemplate
+    preference_pairs: bool
     packing_buffer_size: int | None
     pad_to_multiple_of: int
     pad_to_seq_length: bool
@@ -153,14 +154,19 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
             self.max_tiles_per_row,
             self.image_resize,
             self.conversation_template,
+            self.preference_pairs,
         )
         # Read here, and not in the workers, so that its errors come before anything starts.
         encoder.prepare()
         return encoder
 
     def room(self) -> Room:
-        """Returns what fits into a packed row."""
-        return Room(positions=self.seq_length, tiles=self.max_tiles_per_row)
+        """Returns what fits into a packed row: one sample at least, which may be a pair."""
+        halves = 2 if self.preference_pairs else 1
+        tiles = self.max_tiles_per_row
+        return Room(
+            positions=halves * self.seq_length, tiles=None if tiles is None else halves * tiles
+        )
 
     def collator(self) -> Collator:
         """Returns the function that makes micro-batches of encoded samples."""

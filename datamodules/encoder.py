@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Generic, TypeVar
 
@@ -10,13 +10,14 @@ import numpy as np
 
 from datamodules.assets import EncodingAssets
 from datamodules.collate import Encoded
-from datamodules.conversation import IGNORED, GivenTemplate
+from datamodules.conversation import IGNORED, GivenTemplate, RenderedConversation
 from datamodules.image_resize import ImageResize, check_image_resize
 from datamodules.images import ImageFolder, ImageStore
 from sample_loaders.conversation import IMAGE_PLACEHOLDER, ConversationSample, Turn
 from sample_loaders.document import DocumentSample
 from sample_loaders.document import Sample as RawSample
 from sample_loaders.errors import BadSample, Reason
+from sample_loaders.preference import PreferenceSample
 
 # Above this PIL itself warns of a decompression bomb.
 LARGEST_IMAGE = 89_478_485
@@ -156,6 +157,12 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
             BadSample: The sample cannot be used.
         """
         store = self._store(images)
+        if isinstance(sample, PreferenceSample):
+            raise BadSample(
+                Reason.WRONG_TYPE,
+                "The record has a chosen and a rejected answer, but preferences are trained on "
+                "with preference_pairs=True only.",
+            )
         if isinstance(sample, DocumentSample):
             self._check_texts({"The document": sample.text})
             plan = self._plan_document(sample, store)
@@ -166,6 +173,16 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
         if not (plan.labels != IGNORED).any():
             raise BadSample(Reason.NO_SUPERVISED_TOKEN, "No token of the sample would be learnt.")
         return plan
+
+    def plan_alike(
+        self, samples: Sequence[ConversationSample], images: ImageStore | None = None
+    ) -> list[Plan]:
+        """Plans samples with the same images so that all of them show these alike.
+
+        Raises:
+            BadSample: One of them cannot be used.
+        """
+        return [self.plan(sample, images) for sample in samples]
 
     @abstractmethod
     def decode(self, plan: Plan, images: ImageStore | None = None) -> Sample:
@@ -197,26 +214,40 @@ class ConversationEncoder(ABC, Generic[Assets, Plan, Sample]):
                     Reason.CONTROL_TOKEN, f"{name} holds the control token {found.group()!r}."
                 )
 
-    def _without_last_answer(self, turns: Sequence[Turn], images: str) -> Sequence[Turn]:
+    def _without_last_answer(
+        self, sample: ConversationSample, turns: Sequence[Turn], images: str
+    ) -> Sequence[Turn]:
         """Takes the last question and its answer away.
 
         Args:
+            sample: The turns' sample.
             turns: Turns that are too long.
             images: How the images are counted, for the message.
 
         Raises:
-            BadSample: There is only one answer.
+            BadSample: There is only one answer, or the last one is what is learnt.
         """
-        if sum(turn.role == "assistant" for turn in turns) < 2:
+        if sum(turn.role == "assistant" for turn in turns) < 2 or sample.learns_last_answer_only:
             budget = self.config.max_tiles_per_sample
+            has = "first question and answer have"
+            if sample.learns_last_answer_only:
+                has = "conversation has"
             raise BadSample(
                 Reason.TOO_LONG,
-                f"The first question and answer have more than "
-                f"seq_length={self.config.seq_length} positions"
+                f"The {has} more than seq_length={self.config.seq_length} positions"
                 + ("" if budget is None else f", or more than {budget} tiles,")
                 + f" with {images}.",
             )
         return turns[:-2]
+
+
+def learnt_answers(
+    sample: ConversationSample, rendered: RenderedConversation
+) -> RenderedConversation:
+    """Leaves the spans of those answers that a sample is there to teach."""
+    if sample.learns_last_answer_only:
+        return replace(rendered, spans=rendered.spans[-1:])
+    return rendered
 
 
 def placeholders(turns: Sequence[Turn]) -> int:

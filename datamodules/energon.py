@@ -53,6 +53,8 @@ class EnergonDataModule(ConversationDataModule):
         conversation_template: Goes before the tokenizer's own chat template: a name (`v1`,
             `llava_jp`), `plain` (images, answer, newline: LLaVA's first stage), or a
             `ConversationTemplate`; None takes the tokenizer's.
+        preference_pairs: Every record has a `chosen` and a `rejected` answer to its last question,
+            and is one sample of two conversations; a packed row then has twice the room.
         num_validation_workers: The same for validation and test; None takes `num_workers`.
         seed: Chooses the order of training.
         shuffle_buffer_size: Samples that each worker draws the next one from; 0 or 1 for none.
@@ -100,6 +102,7 @@ class EnergonDataModule(ConversationDataModule):
         pin_memory: bool = False,
         image_resize: ImageResize = "fast",
         conversation_template: GivenTemplate = None,
+        preference_pairs: bool = False,
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
@@ -133,6 +136,7 @@ class EnergonDataModule(ConversationDataModule):
         self.pin_memory = pin_memory
         self.image_resize = image_resize
         self.conversation_template = conversation_template
+        self.preference_pairs = preference_pairs
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()

@@ -47,8 +47,15 @@ class ImageSlotCollator(TextRows):
             The text as `TextRows.pack` gives it, and tiles uint8 [n, 3, H, W], of all samples in
             order.
         """
-        text, _ = self.pack(rows)
-        return {**text, "tiles": _tiles([sample for row in rows for sample in row])}
+        return self.packed_with_sequences(rows)[0]
+
+    def packed_with_sequences(
+        self, rows: Sequence[Sequence[ImageSlotSample]]
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Builds a micro-batch as `packed`, and says which sequence each sample is."""
+        text, sequences = self.pack(rows)
+        tiles = _tiles([sample for row in rows for sample in row])
+        return {**text, "tiles": tiles}, sequences
 
 
 def _tiles(samples: Sequence[ImageSlotSample]) -> torch.Tensor:

@@ -7,7 +7,7 @@ import numpy as np
 
 from datamodules.conversation import shifted_labels, tokenize_conversation
 from datamodules.document import cut_position, tokenize_document
-from datamodules.encoder import EncodingPlan, placeholders
+from datamodules.encoder import EncodingPlan, learnt_answers, placeholders
 from datamodules.image_slot_collate import ImageSlotSample
 from datamodules.image_slot_encoder import ImageSlotEncoder
 from datamodules.images import ImageStore, decode_image, image_size
@@ -63,12 +63,12 @@ class LlavaEncoder(ImageSlotEncoder[LlavaAssets, LlavaPlan]):
     def _plan(self, sample: ConversationSample, store: ImageStore) -> LlavaPlan:
         turns: Sequence[Turn] = sample.turns
         while True:
-            tokens, supervised = self._tokenize(turns)
+            tokens, supervised = self._tokenize(sample, turns)
             images = sample.images[: placeholders(turns)]
             if self.fits(len(tokens), len(images)):
                 break
             turns = self._without_last_answer(
-                turns, f"{self.assets.slots_per_image} positions per image"
+                sample, turns, f"{self.assets.slots_per_image} positions per image"
             )
         self._look_at(images, store)
         return LlavaPlan(
@@ -104,10 +104,13 @@ class LlavaEncoder(ImageSlotEncoder[LlavaAssets, LlavaPlan]):
         for name in images:
             image_size(store, name, self.config.max_image_pixels)
 
-    def _tokenize(self, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenize(
+        self, sample: ConversationSample, turns: Sequence[Turn]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids int64 [length] of these turns, and whether each is learnt."""
         assets = self.assets
-        rendered = assets.template.render([assets.message(turn.role, turn.text) for turn in turns])
+        messages = [assets.message(turn.role, turn.text) for turn in turns]
+        rendered = learnt_answers(sample, assets.template.render(messages))
         ids, supervised = tokenize_conversation(rendered, assets.tokenizer, IMAGE_TEXT)
         found, wanted = int((ids == assets.image_token_id).sum()), placeholders(turns)
         if found != wanted:

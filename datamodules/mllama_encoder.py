@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.collate import joined
 from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
 from datamodules.document import cut_position, tokenize_document
-from datamodules.encoder import ConversationEncoder, EncodingPlan, placeholders
+from datamodules.encoder import ConversationEncoder, EncodingPlan, learnt_answers, placeholders
 from datamodules.image_resize import image_pixels, resize_bilinear
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.mllama_assets import MllamaAssets, load_mllama_assets
@@ -127,13 +127,13 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
     def _plan(self, sample: ConversationSample, store: ImageStore) -> MllamaPlan:
         turns: Sequence[Turn] = sample.turns
         while True:
-            tokens, supervised = self._tokenize(turns)
+            tokens, supervised = self._tokenize(sample, turns)
             # Images of what is too long are not even looked at.
             if len(tokens) <= self.config.seq_length:
                 images = self._images(sample, placeholders(turns), store)
                 if self.fits(len(tokens), sum(image.canvas.tiles for image in images)):
                     break
-            turns = self._without_last_answer(turns, "one for each image")
+            turns = self._without_last_answer(sample, turns, "one for each image")
         return MllamaPlan(
             key=sample.key, tokens=tokens, labels=shifted_labels(tokens, supervised), images=images
         )
@@ -169,10 +169,13 @@ class MllamaEncoder(ConversationEncoder[MllamaAssets, MllamaPlan, MllamaSample])
     def _image_places(self, ids: np.ndarray) -> list[int]:
         return [int(place) for place in np.flatnonzero(ids == self.assets.image_token_id)]
 
-    def _tokenize(self, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenize(
+        self, sample: ConversationSample, turns: Sequence[Turn]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns the ids int64 [length] of these turns, and whether each is learnt."""
         template = self.assets.template
-        rendered = template.render([chat_message(turn.role, turn.text) for turn in turns])
+        messages = [chat_message(turn.role, turn.text) for turn in turns]
+        rendered = learnt_answers(sample, template.render(messages))
         ids, supervised = tokenize_conversation(rendered, template.tokenizer, _IMAGE_TEXT)
         found = len(self._image_places(ids))
         if found != placeholders(turns):

@@ -10,8 +10,8 @@ from datamodules.conversation import GivenTemplate, Message, check_chat_template
 from datamodules.plain_template import PlainTemplate
 from models.checkpoint_paths import find_assets
 from models.conversation_templates import PLAIN
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
-from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.prompt_nvila_lite import IMAGE_TOKEN
 
 # The newline after a tile belongs to the image, so it is no part of an answer either.
 TILE_TEXT = re.compile(re.escape(IMAGE_TOKEN) + r"\n?")

@@ -7,18 +7,18 @@ import numpy as np
 
 from datamodules.conversation import IGNORED, shifted_labels, tokenize_conversation
 from datamodules.document import Span, cut_position, tokenize_document
-from datamodules.encoder import EncodingPlan, placeholders
+from datamodules.encoder import EncodingPlan, learnt_answers, placeholders
 from datamodules.image_slot_collate import ImageSlotSample
 from datamodules.image_slot_encoder import ImageSlotEncoder
 from datamodules.images import ImageStore, decode_image, image_size
 from datamodules.nvila_assets import TILE_TEXT, NvilaAssets, load_nvila_assets, nvila_message
 from datamodules.nvila_tiles import fill_tiles, fill_tiles_exactly
-from models.nvila.hf_code.prompt_nvila_lite import (
+from models.hf_code.prompt_nvila_lite import (
     IMAGE_TOKEN,
     expand_images,
     expand_tile_tokens,
 )
-from models.nvila.hf_code.tiling_nvila_lite import tile_count
+from models.hf_code.tiling_nvila_lite import tile_count
 from sample_loaders.conversation import ConversationSample, Turn
 from sample_loaders.document import DocumentSample
 from sample_loaders.errors import BadSample, Reason
@@ -78,6 +78,20 @@ class NvilaEncoder(ImageSlotEncoder[NvilaAssets, NvilaPlan]):
             first += image.tiles
         return ImageSlotSample(key=plan.key, tokens=plan.tokens, labels=plan.labels, tiles=tiles)
 
+    def plan_alike(
+        self, samples: Sequence[ConversationSample], images: ImageStore | None = None
+    ) -> list[NvilaPlan]:
+        """Plans samples with the same images so that all of them cut these into the same tiles.
+
+        Raises:
+            BadSample: One of them cannot be used.
+        """
+        plans = super().plan_alike(samples, images)
+        bounds = [image.max_tiles for plan in plans for image in plan.images]
+        if len(set(bounds)) < 2:
+            return plans
+        return [self.plan(replace(one, max_tiles=min(bounds)), images) for one in samples]
+
     def _load_assets(self) -> NvilaAssets:
         return load_nvila_assets(self.config.assets, self.config.conversation_template)
 
@@ -86,7 +100,7 @@ class NvilaEncoder(ImageSlotEncoder[NvilaAssets, NvilaPlan]):
         turns: Sequence[Turn] = sample.turns
         plan = self._fit(sample, turns, sizes)
         while plan is None:
-            turns = self._without_last_answer(turns, "one tile per image")
+            turns = self._without_last_answer(sample, turns, "one tile per image")
             plan = self._fit(sample, turns, sizes)
         return plan
 
@@ -166,7 +180,7 @@ class NvilaEncoder(ImageSlotEncoder[NvilaAssets, NvilaPlan]):
     ) -> NvilaPlan:
         assets = self.assets
         messages = [nvila_message(turn.role, turn.text) for turn in _expand_turns(turns, tiles)]
-        rendered = assets.template.render(messages)
+        rendered = learnt_answers(sample, assets.template.render(messages))
         ids, supervised = tokenize_conversation(rendered, assets.tokenizer, TILE_TEXT)
         found = int((ids == assets.image_token_id).sum())
         if found != sum(tiles):

@@ -1,13 +1,13 @@
 """The tiles of the NVILA-Lite family, written to where a sample has them.
 
-Which grid an image gets is decided by models/nvila/hf_code/tiling_nvila_lite.py alone.
+Which grid an image gets is decided by models/hf_code/tiling_nvila_lite.py alone.
 """
 
 import numpy as np
 from PIL import Image
 
 from datamodules.image_resize import cut_rows, image_pixels, resize_bicubic
-from models.nvila.hf_code.tiling_nvila_lite import choose_grid, cut_tiles
+from models.hf_code.tiling_nvila_lite import choose_grid, cut_tiles
 
 
 def fill_tiles(tiles: np.ndarray, image: Image.Image, max_tiles: int) -> None:

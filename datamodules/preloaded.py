@@ -52,6 +52,8 @@ class PreloadedDataModule(ConversationDataModule):
         conversation_template: Goes before the tokenizer's own chat template: a name (`v1`,
             `llava_jp`), `plain` (images, answer, newline: LLaVA's first stage), or a
             `ConversationTemplate`; None takes the tokenizer's.
+        preference_pairs: Every record has a `chosen` and a `rejected` answer to its last question,
+            and is one sample of two conversations; a packed row then has twice the room.
         seed: Chooses the order of training.
         shuffle: False walks the training files in file order.
         pad_to_multiple_of: Row lengths are rounded up to this.
@@ -95,6 +97,7 @@ class PreloadedDataModule(ConversationDataModule):
         pin_memory: bool = False,
         image_resize: ImageResize = "fast",
         conversation_template: GivenTemplate = None,
+        preference_pairs: bool = False,
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
@@ -125,6 +128,7 @@ class PreloadedDataModule(ConversationDataModule):
         self.pin_memory = pin_memory
         self.image_resize = image_resize
         self.conversation_template = conversation_template
+        self.preference_pairs = preference_pairs
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()

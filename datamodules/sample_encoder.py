@@ -9,10 +9,12 @@ from datamodules.collate import Encoded
 from datamodules.conversation import GivenTemplate
 from datamodules.encoder import EncoderConfig, EncodingPlan
 from datamodules.image_resize import ImageResize
+from datamodules.image_slot_encoder import ImageSlotEncoder
 from datamodules.images import ImageStore
 from datamodules.llava_encoder import LlavaEncoder
 from datamodules.mllama_encoder import MllamaEncoder
 from datamodules.nvila_encoder import NvilaEncoder
+from datamodules.preference_encoder import PreferenceEncoder
 from models.checkpoint_paths import find_assets
 from sample_loaders.document import Sample as RawSample
 
@@ -92,6 +94,7 @@ class SampleEncoder(Protocol[Sample]):
 _ENCODERS: dict[str, Callable[[EncoderConfig], SampleEncoder[Any]]] = {
     "llava": LlavaEncoder,
     "mllama": MllamaEncoder,
+    "neva_llava": LlavaEncoder,
     "nvila_lite": NvilaEncoder,
 }
 
@@ -103,6 +106,7 @@ def open_encoder(
     max_tiles_per_sample: int | None = None,
     image_resize: ImageResize = "fast",
     conversation_template: GivenTemplate = None,
+    preference_pairs: bool = False,
 ) -> SampleEncoder[Any]:
     """Makes the encoder of the model that an assets folder belongs to.
 
@@ -113,6 +117,7 @@ def open_encoder(
         max_tiles_per_sample: No sample has more tiles than this in all; None for no bound.
         image_resize: "exact" or "fast", as in `EncoderConfig`.
         conversation_template: As in `EncoderConfig`.
+        preference_pairs: Every sample is a question with a chosen and a rejected answer.
 
     Raises:
         ValueError: An argument does not suit, or nothing here encodes for such a model.
@@ -136,4 +141,12 @@ def open_encoder(
             f"The file {path} has model_type {model_type!r}, but samples can be encoded for "
             f"{', '.join(_ENCODERS)} only."
         )
-    return _ENCODERS[model_type](config)
+    encoder = _ENCODERS[model_type](config)
+    if not preference_pairs:
+        return encoder
+    if not isinstance(encoder, ImageSlotEncoder):
+        raise ValueError(
+            f"preference_pairs: True is not supported for {model_type}; preferences can be trained "
+            f"on with nvila, llava and llava_jp."
+        )
+    return PreferenceEncoder(encoder)

@@ -12,11 +12,11 @@ from typing import Any
 from transformers import BatchFeature
 
 from evaluation.query import Query, image_size, open_image
+from models.hf_code.tiling_nvila_lite import tile_count
 from models.llava.prompt import chat_message as llava_message
 from models.llava.prompt import takes_parts
 from models.mllama.prompt import TEMPLATE_ARGUMENTS, chat_message
-from models.nvila.hf_code.tiling_nvila_lite import tile_count
-from models.nvila.remote_code import require_known_code
+from models.remote_code import require_known_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +178,14 @@ FAMILIES: dict[str, AnswerFamily] = {
     "llava": AnswerFamily(
         check_directory=lambda directory: None,
         runs_directory_code=False,
+        prompt=_llava_prompt,
+        inputs=_llava_inputs,
+        group=lambda query: 0,
+        cost=_llava_cost,
+    ),
+    "neva_llava": AnswerFamily(
+        check_directory=require_known_code,
+        runs_directory_code=True,
         prompt=_llava_prompt,
         inputs=_llava_inputs,
         group=lambda query: 0,

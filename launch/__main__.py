@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converters.families import FAMILIES
-from launch.convert import ASSEMBLY_OPTIONS
+from launch.convert import ASSEMBLY_OPTIONS, PROJECTORS
 from launch.prepare import add_arguments as add_prepare_arguments
 from models.conversation_templates import CONVERSATION_TEMPLATES
 
 # Only the standard library up here: `--help` must answer at once, and NeMo takes half a minute.
-PROJECTORS = ("mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,7 +68,10 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
     parser.add_argument("--vision", required=True, metavar="DIR")
     _add_target(parser)
     parser.add_argument(
-        "--projector", choices=PROJECTORS, help=f"of nvila (default {PROJECTORS[0]})"
+        "--projector",
+        choices=sorted({name for names in PROJECTORS.values() for name in names}),
+        help="the defaults are "
+        + ", ".join(f"{names[0]} for {family}" for family, names in PROJECTORS.items()),
     )
     parser.add_argument(
         "--max-tiles", type=int, help="tiles of one image at inference, of nvila (default 12)"

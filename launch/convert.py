@@ -9,10 +9,16 @@ from launch import backend
 
 ASSEMBLY_OPTIONS = {
     "nvila": ("projector", "max_tiles"),
-    "llava": ("conversation_template", "image_aspect_ratio"),
+    "llava": ("conversation_template", "image_aspect_ratio", "projector"),
     "llava_jp": ("conversation_template", "image_aspect_ratio"),
 }
 """The options of `assemble` that only some families have."""
+
+PROJECTORS = {
+    "nvila": ("mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"),
+    "llava": ("mlp2x_gelu", "affine", "mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"),
+}
+"""By family; the first is the default."""
 
 
 def import_checkpoint(options: Namespace) -> dict[str, Any]:
@@ -97,13 +103,27 @@ def _assembly(options: Namespace) -> Any:
                 f"{name}: {value!r} is not for {options.family}; its options are "
                 f"{', '.join(allowed)}."
             )
+    if "projector" in given:
+        _check_projector(options.family, given["projector"])
+        given["projector_type"] = given.pop("projector")
     if options.family in ("llava", "llava_jp"):
         if options.family == "llava_jp":
             given.setdefault("conversation_template", "llava_jp")
         return LlavaAssembly(**given)
-    if "projector" in given:
-        given["projector_type"] = given.pop("projector")
     return NvilaAssembly(**given)
+
+
+def _check_projector(family: str, projector: str) -> None:
+    """Refuse a projector that the family does not have.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if projector not in PROJECTORS[family]:
+        raise ValueError(
+            f"projector: {projector!r} is not for {family}; allowed are "
+            f"{', '.join(PROJECTORS[family])}."
+        )
 
 
 def _request(options: Namespace) -> Any:

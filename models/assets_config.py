@@ -2,11 +2,20 @@
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import PretrainedConfig
 
 ConfigClass = TypeVar("ConfigClass", bound=PretrainedConfig)
+
+
+def read_model_type(assets: str | Path) -> str | None:
+    """Read the model type of an assets folder.
+
+    Raises:
+        ValueError: config.json is missing.
+    """
+    return _read(assets)[1].get("model_type")
 
 
 def read_config(assets: str | Path, config_class: type[ConfigClass]) -> ConfigClass:
@@ -15,16 +24,20 @@ def read_config(assets: str | Path, config_class: type[ConfigClass]) -> ConfigCl
     Raises:
         ValueError: it is missing, or belongs to another model family.
     """
-    path = Path(assets) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"assets: {path} does not exist; give a checkpoint made by this project.")
-    description = json.loads(path.read_text(encoding="utf-8"))
+    path, description = _read(assets)
     if description.get("model_type") != config_class.model_type:
         raise ValueError(
             f"assets: {path} describes a model of type {description.get('model_type')!r}; "
             f"{config_class.model_type} is expected."
         )
     return config_class.from_dict(description)
+
+
+def _read(assets: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = Path(assets) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"assets: {path} does not exist; give a checkpoint made by this project.")
+    return path, json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_pixel_statistics(assets: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

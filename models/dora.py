@@ -35,14 +35,17 @@ class DirectionLinear(AdapterWrapper):
     def __init__(self, to_wrap: nn.Module, adapter: ParallelLinearDoRAAdapter) -> None:
         super().__init__(to_wrap, adapter)
         # B is zero at first, but may have no numbers yet.
-        lengths = self._row_lengths(to_wrap.weight.detach().float())
-        adapter.init_weight_magnitude(lengths.to(to_wrap.weight.dtype))
+        adapter.init_weight_magnitude(self.base_lengths().to(to_wrap.weight.dtype))
         magnitude = adapter.weight_magnitude
         if adapter.input_is_parallel:
             # The same on every rank; with sequence parallelism each sees some of the positions.
             magnitude.sequence_parallel = adapter.config.sequence_parallel
         else:
             set_tensor_model_parallel_attributes(magnitude, is_parallel=True, dim=0, stride=1)
+
+    def base_lengths(self) -> torch.Tensor:
+        """Return the lengths of the rows of W: float32[rows of this rank]."""
+        return self._row_lengths(self.to_wrap.weight.detach().float())
 
     def lengths(self) -> torch.Tensor:
         """Return the lengths of the rows of W + s B A: float32[rows of this rank].

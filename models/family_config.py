@@ -91,6 +91,9 @@ class FamilyConfig(TransformerConfig, io.IOMixin):
     SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]]
     """Fields of each part (by its name here) that a checkpoint and a recipe must agree on."""
 
+    OWN_FIELDS: ClassVar[tuple[str, ...]] = ()
+    """Fields of the whole that a checkpoint and a recipe must agree on."""
+
     ADOPTED_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Fields of each part that the assets decide, beside the vocabulary."""
 
@@ -164,6 +167,13 @@ class FamilyConfig(TransformerConfig, io.IOMixin):
         self.assets = str(find_assets(self.assets))
         self.__io__.assets = self.assets  # what a checkpoint's context is written from
         described = self.describe(self.assets)
+        for name in self.OWN_FIELDS:
+            ours, theirs = getattr(self, name), getattr(described, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"assets: {self.assets} describes a model with {name}={theirs}, but this "
+                    f"recipe has {ours}; start from a checkpoint that has it too."
+                )
         for part, names in self.SHAPE_FIELDS.items():
             for name in names:
                 ours = getattr(getattr(self, part), name)

@@ -10,10 +10,14 @@ import torch
 from megatron.core.optimizer import OptimizerConfig
 from nemo.collections.llm import fn
 from nemo.lightning import io
-from nemo.lightning.megatron_parallel import MaskedTokenLossReductionWithLossMask
+from nemo.lightning.megatron_parallel import (
+    MaskedTokenLossReductionWithLossMask,
+    MegatronLossReduction,
+)
 from nemo.lightning.pytorch.optim import MegatronOptimizerModule, OptimizerModule
 
 from models.family_config import FamilyConfig
+from models.preference import PreferenceLossReduction, PreferenceObjective
 
 
 class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixin):
@@ -24,6 +28,7 @@ class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixi
         optim: optimizer module; recipes give one.
         tokenizer: unused; NeMo's API passes it.
         model_transform: PEFT.
+        objective: what is learnt from preferences; None learns to answer.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixi
         optim: OptimizerModule | None = None,
         tokenizer: Any = None,
         model_transform: Callable[[torch.nn.Module], torch.nn.Module] | None = None,
+        objective: PreferenceObjective | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -41,11 +47,13 @@ class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixi
         )
         self.optim.connect(self)
         self.model_transform = model_transform
+        self.objective = objective
+        self.starts_from: str | None = None
         self.step_sample_keys: list[str] = []
         self.step_tokens = 0
         self.step_is_skipped = False
-        self._training_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
-        self._validation_loss_reduction: MaskedTokenLossReductionWithLossMask | None = None
+        self._training_loss_reduction: MegatronLossReduction | None = None
+        self._validation_loss_reduction: MegatronLossReduction | None = None
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build the Megatron-Core model once."""
@@ -55,6 +63,19 @@ class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixi
     def forward(self, **arguments: Any) -> Any:
         """Forward to the Megatron-Core model."""
         return self.module(**arguments)
+
+    def on_fit_start(self) -> None:
+        """Check that data and objective go together.
+
+        Raises:
+            ValueError: only one of them is of preferences.
+        """
+        pairs = getattr(self.trainer.datamodule, "preference_pairs", False)
+        if pairs != (self.objective is not None):
+            raise ValueError(
+                f"data.preference_pairs: {pairs} does not go with model.objective="
+                f"{self.objective}; preferences need both, other data neither."
+            )
 
     def data_step(self, dataloader_iter: Any) -> dict[str, Any]:
         """Take a micro-batch; in training, remember which samples it holds, and how many tokens."""
@@ -79,17 +100,20 @@ class TrainingModule(L.LightningModule, io.IOMixin, io.ConnectorMixin, fn.FNMixi
         return self.forward_step(batch)
 
     @property
-    def training_loss_reduction(self) -> MaskedTokenLossReductionWithLossMask:
-        """Sum of the losses and number of supervised tokens of a micro-batch."""
+    def training_loss_reduction(self) -> MegatronLossReduction:
+        """Sum of the losses and number of supervised tokens, or of pairs, of a micro-batch."""
         if self._training_loss_reduction is None:
-            self._training_loss_reduction = MaskedTokenLossReductionWithLossMask()
+            self._training_loss_reduction = self._loss_reduction()
         return self._training_loss_reduction
 
     @property
-    def validation_loss_reduction(self) -> MaskedTokenLossReductionWithLossMask:
+    def validation_loss_reduction(self) -> MegatronLossReduction:
         """As `training_loss_reduction`, for validation."""
         if self._validation_loss_reduction is None:
-            self._validation_loss_reduction = MaskedTokenLossReductionWithLossMask(
-                validation_step=True
-            )
+            self._validation_loss_reduction = self._loss_reduction(validation_step=True)
         return self._validation_loss_reduction
+
+    def _loss_reduction(self, **options: bool) -> MegatronLossReduction:
+        if self.objective is not None:
+            return PreferenceLossReduction(self.objective)
+        return MaskedTokenLossReductionWithLossMask(**options)

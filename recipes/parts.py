@@ -20,10 +20,14 @@ from datamodules.energon import EnergonDataModule
 from datamodules.preloaded import PreloadedDataModule
 from models.dora import LanguageDoRA
 from models.lora import LanguageLoRA
+from models.preference import PreferenceObjective
 from recipes.bad_steps import BadSteps
+from recipes.batch_count import BatchCount
 from recipes.checkpoints import StageCheckpoint
 from recipes.hang_watchdog import HangWatchdog
 from recipes.part_learning_rates import PartLearningRates
+from recipes.preference_log import PreferenceLog
+from recipes.reference_pass import ReferencePass
 from recipes.rows import LayoutRow, Precision, StageRow, check_batch, look_up
 from recipes.start import StartOrResume
 from recipes.step_log import StepLog
@@ -126,6 +130,7 @@ def trainer(
             run.Config(StepLog),
             run.Config(StopOnSignal),
             run.Config(HangWatchdog),
+            run.Config(BatchCount),
         ],
     )
 
@@ -266,11 +271,15 @@ def finetune(
 ) -> run.Partial:
     """Compose a run of `model` in `dir/name`, from the weights and assets of `init_from`.
 
+    In a stage of preferences a sample is a pair, so a micro batch has half as many.
+
     Raises:
         ValueError: the global batch does not divide over the machines, or an unknown kind of data.
     """
+    if stage.preference_beta is not None:
+        layout = replace(layout, micro_batch_size=max(1, layout.micro_batch_size // 2))
     check_batch(stage, layout, num_nodes, num_gpus_per_node)
-    return run.Partial(
+    recipe = run.Partial(
         llm.finetune,
         model=model,
         data=data(stage, layout, assets=init_from, folder=f"{dir}/{name}", kind=data_kind),
@@ -280,3 +289,16 @@ def finetune(
         optim=optimizer(stage, layout),
         tokenizer=None,
     )
+    if stage.preference_beta is not None:
+        _learn_preferences(recipe, stage.preference_beta, stage.save_every_steps)
+    return recipe
+
+
+def _learn_preferences(recipe: run.Partial, beta: float, validate_every_steps: int) -> None:
+    """Make pairs the samples, and preferring one of them the aim."""
+    recipe.model.objective = run.Config(PreferenceObjective, beta=beta)
+    recipe.data.preference_pairs = True
+    recipe.trainer.callbacks += [run.Config(ReferencePass), run.Config(PreferenceLog)]
+    # Where there are data for it.
+    recipe.trainer.limit_val_batches = 1.0
+    recipe.trainer.val_check_interval = validate_every_steps

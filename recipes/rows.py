@@ -51,6 +51,9 @@ class StageRow:
     conversation_template: str | None = None
     """Of the data; None is the model's own chat template."""
 
+    preference_beta: float | None = None
+    """Of the objective, where pairs of a chosen and a rejected answer are learnt (DPO)."""
+
     save_every_steps: int
     keep_checkpoints: int
     starts_from: str

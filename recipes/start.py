@@ -35,6 +35,8 @@ class StartOrResume(nl.AutoResume):
             ValueError: `init_from` has no checkpoint of a whole model and this run has none of its
                 own, or the base of its adapters is gone.
         """
+        if model is not None:
+            model.starts_from = self.init_from
         own = self.get_trainer_ckpt_path(model)
         if own is None and self.init_from is not None and self.restore_config is None:
             start = find_checkpoint(self.init_from)

@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from nemo.lightning import io
 from nemo.utils import logging
 
+from models.preference import METRICS
 from recipes.run_folder import run_folder
 from recipes.steps_file import CODE_VARIABLE, RUN_FILE, STEPS_FILE, read_steps, rewrite_rows
 
@@ -26,7 +27,7 @@ class StepLog(pl.Callback, io.IOMixin):
     once. Fields: step, loss, learning_rate, grad_norm, consumed_samples, tokens (of the global
     batch, those of images too, without padding), seconds (of this step), time (when it ended,
     seconds since 1970), samples (a checksum of the keys of the rank's samples, to compare orders),
-    skipped (true where the weights were left as they were).
+    skipped (true where the weights were left as they were), and in a preference run its METRICS.
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,7 @@ class StepLog(pl.Callback, io.IOMixin):
             "time": round(time.time(), 3),
             "samples": zlib.crc32("\n".join(keys).encode("utf-8")),
         }
+        row |= {name: float(metrics[name]) for name in METRICS if name in metrics}
         if pl_module.step_is_skipped:
             row |= {"grad_norm": None, "skipped": True}
         with self._path.open("a", encoding="utf-8") as file:

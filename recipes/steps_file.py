@@ -13,6 +13,9 @@ STEPS_FILE = "log/steps.jsonl"
 BAD_STEPS_FILE = "log/bad_steps.jsonl"
 """Steps that were left out or tried again: {"step", "fault", "action", "samples"}."""
 
+VALIDATION_FILE = "log/validation.jsonl"
+"""What each validation of a preference run found: {"step", "pairs", and its figures}."""
+
 RUN_FILE = "log/run.json"
 """What stays the same in a run: {"max_steps"}, and "code" where a job's scheduler knows it."""
 

@@ -41,6 +41,7 @@ class ConversationSample:
         turns: The conversation; the last turn is an answer.
         images: Image names in the order of their placeholders, over all turns.
         max_tiles: No image takes more tiles than this; None leaves it to the model.
+        learns_last_answer_only: The answers before the last are context, and not learnt.
     """
 
     key: str
@@ -48,6 +49,7 @@ class ConversationSample:
     turns: tuple[Turn, ...]
     images: tuple[str, ...]
     max_tiles: int | None = None
+    learns_last_answer_only: bool = False
 
 
 def parse_llava(record: object, key: str, source: str) -> ConversationSample:

@@ -12,6 +12,7 @@ from sample_loaders.conversation import (
     read_max_tiles,
 )
 from sample_loaders.errors import BadSample, Reason
+from sample_loaders.preference import PreferenceSample, is_preference, parse_preference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,21 +34,23 @@ class DocumentSample:
     max_tiles: int | None = None
 
 
-Sample = ConversationSample | DocumentSample
+Sample = ConversationSample | DocumentSample | PreferenceSample
 
 
 def parse_record(record: object, key: str, source: str) -> Sample:
-    r"""Reads a record that is either a conversation or a document.
+    r"""Reads a record that is a conversation, a document or a preference.
 
     A document has the form `{"document": "<image>\nA text.", "images": ["0.jpg"]}`; for the form
-    of conversations see `parse_llava`.
+    of conversations see `parse_llava`, for that of preferences `parse_preference`.
 
     Raises:
         BadSample: The record cannot be used; the reason is one of `Reason`.
     """
-    if not (isinstance(record, Mapping) and "document" in record):
-        return parse_llava(record, key, source)
-    return parse_document(record, key, source)
+    if isinstance(record, Mapping) and "document" in record:
+        return parse_document(record, key, source)
+    if isinstance(record, Mapping) and is_preference(record):
+        return parse_preference(record, key, source)
+    return parse_llava(record, key, source)
 
 
 def parse_document(record: Mapping[str, Any], key: str, source: str) -> DocumentSample:

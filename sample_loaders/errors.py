@@ -15,6 +15,7 @@ class Reason(StrEnum):
     NOT_ALTERNATING = "not_alternating"
     NO_FINAL_ANSWER = "no_final_answer"
     EMPTY_ANSWER = "empty_answer"
+    EQUAL_ANSWERS = "equal_answers"
     EMPTY_DOCUMENT = "empty_document"
     IMAGE_COUNT = "image_count"
     CONTROL_TOKEN = "control_token"

@@ -48,7 +48,7 @@ def nano_tokenizer():
 @pytest.fixture(scope="session")
 def make_nano_config(nano_tokenizer):
     """Makes configurations of a nano model: 56 px tiles of 4x4 patches, 3 vision blocks."""
-    from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+    from models.hf_code.configuration_nvila_lite import NVILALiteConfig
 
     def make(projector="mlp_downsample_2x2_fix", tied=True, **changes):
         text = {
@@ -84,7 +84,7 @@ def make_nano_config(nano_tokenizer):
 @pytest.fixture(scope="session")
 def make_nano_model(make_nano_config):
     """Makes nano models with large random weights, so that every part moves the logits."""
-    from models.nvila.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
+    from models.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
 
     def make(projector="mlp_downsample_2x2_fix", tied=True, seed=0, **changes):
         model = NVILALiteForConditionalGeneration(make_nano_config(projector, tied, **changes))
@@ -103,7 +103,7 @@ def make_nano_model(make_nano_config):
 def nano_processor(make_nano_config, nano_tokenizer):
     """The processor that belongs to ``make_nano_config()``."""
     from converters.hf_directory import make_image_processor
-    from models.nvila.hf_code.processing_nvila_lite import NVILALiteProcessor
+    from models.hf_code.processing_nvila_lite import NVILALiteProcessor
 
     image_processor = make_image_processor(make_nano_config())
     return NVILALiteProcessor(image_processor, nano_tokenizer, max_tiles=12, downsample=2)

@@ -21,8 +21,8 @@ from converters.hf_weights import plan_weights
 from converters.lazy import LazyTensor
 from launch.quickstart.mllama_parent import MllamaShape, train_mllama_tokenizer, write_mllama
 from launch.quickstart.parents import train_tokenizer
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
-from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.prompt_nvila_lite import IMAGE_TOKEN
 
 NOISE_BYTES = 2**26
 MLLAMA_VOCABULARY, NVILA_VOCABULARY = 128_256, 151_672

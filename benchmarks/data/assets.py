@@ -6,8 +6,8 @@ from transformers import MllamaConfig, MllamaImageProcessor, SiglipImageProcesso
 
 from launch.quickstart.mllama_parent import train_mllama_tokenizer
 from launch.quickstart.parents import train_tokenizer
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
-from models.nvila.hf_code.prompt_nvila_lite import IMAGE_TOKEN
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.prompt_nvila_lite import IMAGE_TOKEN
 
 NVILA_SIDE, MLLAMA_SIDE = 448, 560
 

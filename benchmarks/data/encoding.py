@@ -22,8 +22,8 @@ from benchmarks.data.photographs import jpeg, photograph
 from benchmarks.data.published import Way, mllama_published, nemo_ways, nvila_published
 from datamodules.packing import Room, fill_row
 from datamodules.sample_encoder import open_encoder
+from models.hf_code.tiling_nvila_lite import choose_grid
 from models.mllama.tiling import choose_canvas, fitted_size
-from models.nvila.hf_code.tiling_nvila_lite import choose_grid
 from sample_loaders.conversation import ConversationSample, parse_llava
 
 SIZES = ((640, 480), (1280, 960))

@@ -9,8 +9,8 @@ Photographs have 640 pixels on the longer side; most are 4:3 or 3:2.
 
 import numpy as np
 
-from models.nvila.hf_code.prompt_nvila_lite import tokens_per_tile
-from models.nvila.hf_code.tiling_nvila_lite import tile_count
+from models.hf_code.prompt_nvila_lite import tokens_per_tile
+from models.hf_code.tiling_nvila_lite import tile_count
 
 SEED = 2026
 KINDS = ((58_000, 540), (23_000, 230), (77_000, 270))  # samples, mean tokens

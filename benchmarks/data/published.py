@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor, SiglipImageProcessor
 
 from datamodules.nvila_encoder import NvilaEncoder
-from models.nvila.hf_code.tiling_nvila_lite import choose_grid
+from models.hf_code.tiling_nvila_lite import choose_grid
 from sample_loaders.conversation import ConversationSample
 
 Way = Callable[[], Any]

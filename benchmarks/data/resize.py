@@ -17,9 +17,9 @@ from PIL import Image
 from benchmarks.data.photographs import jpeg, photograph
 from datamodules.image_resize import image_pixels, resize_bicubic, resize_bilinear
 from datamodules.nvila_tiles import fill_tiles, fill_tiles_exactly
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
-from models.nvila.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
-from models.nvila.hf_code.tiling_nvila_lite import choose_grid, tile_count
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
+from models.hf_code.tiling_nvila_lite import choose_grid, tile_count
 
 SIDE, MAX_TILES = 448, 12
 SIZES = ((640, 480), (480, 640), (500, 375), (1280, 960), (1600, 900), (300, 800), (2000, 3000))

@@ -7,7 +7,15 @@ import torch
 
 from models.batches import packed_sequences, take_batch
 
-_DEVICE_KEYS = ("tokens", "position_ids", "labels", "loss_mask", "tiles", "cu_seqlens")
+_DEVICE_KEYS = (
+    "tokens",
+    "position_ids",
+    "labels",
+    "loss_mask",
+    "tiles",
+    "cu_seqlens",
+    "answer_sequences",
+)
 
 
 def image_slot_data_step(dataloader_iter: Iterator) -> dict[str, Any]:

@@ -15,7 +15,14 @@ from models.family_config import ROPE_AND_PIXELS, FamilyConfig
 from models.image_slots.config import PaddedVocabulary
 from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
 from models.image_slots.tower import PreNormTowerConfig
-from models.llava.description import CLASS_TOKENS, QKV_BIAS, read_assets_config
+from models.llava.description import (
+    CLASS_TOKENS,
+    LLAVA_PROJECTOR,
+    QKV_BIAS,
+    projector_type,
+    read_assets_config,
+    slots_per_image,
+)
 from models.llava.gpt2 import Gpt2LanguageConfig, gpt2_config_from_hf
 from models.llava.internvit import internvit_config_from_hf
 from models.llava.nemotron import NemotronLanguageConfig, nemotron_config_from_hf
@@ -64,11 +71,17 @@ class LlavaLanguageConfig(PaddedVocabulary, LlamaConfig):
 class LlavaConfig(FamilyConfig):
     """The whole model. The fields of a TransformerConfig mirror the language model's."""
 
+    mm_projector_type: str = LLAVA_PROJECTOR
+    """`mlp2x_gelu`, `affine`, `mlp_downsample_2x2_fix` or `mlp_downsample_3x3_fix`."""
+
     projector_bias: bool = True
+    """Of mlp2x_gelu; the others have one."""
+
     forward_step_fn: Callable | None = image_slot_forward_step
     data_step_fn: Callable | None = image_slot_data_step
 
     FAMILY = "llava"
+    OWN_FIELDS = ("mm_projector_type",)
     ADOPTED_FIELDS = ROPE_AND_PIXELS
     SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "language_transformer_config": (
@@ -104,12 +117,23 @@ class LlavaConfig(FamilyConfig):
         described.take_pixel_statistics(assets)
         return described
 
+    def adopt(self, described: LlavaConfig) -> None:
+        """Take also which features of the tower are used, and what is carried beside them."""
+        super().adopt(described)
+        ours, theirs = self.vision_transformer_config, described.vision_transformer_config
+        for name in _TOWER_FLAGS:
+            if hasattr(theirs, name):
+                setattr(ours, name, getattr(theirs, name))
+
     def build(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> MCoreLlavaModel:
         """Build this stage's part of the model."""
         from models.llava.model import MCoreLlavaModel
 
         return MCoreLlavaModel(self, pre_process, post_process, vp_stage)
 
+
+_TOWER_FLAGS = ("keep_class_token", "drops_first_patch", "carries_head", "has_final_norm")
+"""Of some towers, not of all."""
 
 _OTHER_LANGUAGES: Mapping[str, Callable[[PretrainedConfig], Any]] = {
     "gpt2": gpt2_config_from_hf,
@@ -250,6 +274,7 @@ def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:
         raise ValueError(
             f"projector_hidden_act: {description.projector_hidden_act!r} is not supported; gelu is."
         )
+    slots_per_image(description)  # refuses what cannot be merged
     return LlavaConfig(
         language_transformer_config=language_config_from_hf(description.text_config),
         vision_transformer_config=vision_config_from_hf(
@@ -257,6 +282,7 @@ def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:
             description.vision_feature_layer,
             description.vision_feature_select_strategy,
         ),
+        mm_projector_type=projector_type(description),
         projector_bias=description.multimodal_projector_bias,
         image_token_id=description.image_token_index,
     )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import LlavaConfig, PretrainedConfig
 
-from models.assets_config import read_config
+from models.assets_config import read_config, read_model_type
+from models.hf_code.configuration_neva_llava import PROJECTORS, NevaLlavaConfig
 
 QKV_BIAS = {"llama": False, "mistral": False, "qwen2": True}
 """The language models, and whether their query, key and value have a bias."""
+
+
+LLAVA_PROJECTOR = "mlp2x_gelu"
+"""The projector that transformers' own class has."""
 
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0, "internvl_vision": 1}
@@ -40,13 +46,53 @@ def slots_per_image(config: LlavaConfig) -> int:
     # SigLIP has none: what "default" leaves out there is a patch.
     has_class_token = CLASS_TOKENS[vision.model_type]
     keeps_first = config.vision_feature_select_strategy == "full"
-    return patches(vision) + has_class_token - (not keeps_first)
+    features = patches(vision) + has_class_token - (not keeps_first)
+    factor = PROJECTORS.get(projector_type(config), 1)
+    if factor == 1:
+        return features
+    if features != patches(vision):
+        raise ValueError(
+            f"vision_feature_select_strategy: {config.vision_feature_select_strategy!r} leaves "
+            f"{features} of {patches(vision)} patches, which "
+            f"{projector_type(config)} cannot merge; all patches and nothing else are needed."
+        )
+    side = square_side(vision.image_size) // square_side(vision.patch_size)
+    return (-(-side // factor)) ** 2
+
+
+def projector_type(config: LlavaConfig) -> str:
+    """Return what stands between tower and language model."""
+    return config.mm_projector_type if isinstance(config, NevaLlavaConfig) else LLAVA_PROJECTOR
+
+
+def processor_patch_size(config: LlavaConfig) -> int:
+    """Return the patch size with which LlavaProcessor counts as many positions as an image has.
+
+    It divides the side of an image by this, and takes the square. Where patches are merged, it has
+    to take them for larger ones.
+
+    Raises:
+        ValueError: there is none.
+    """
+    vision, slots = config.vision_config, slots_per_image(config)
+    if PROJECTORS.get(projector_type(config), 1) == 1:
+        return square_side(vision.patch_size)
+    side, merged = square_side(vision.image_size), math.isqrt(slots)
+    size = side // merged
+    if side // size != merged:
+        raise ValueError(
+            f"mm_projector_type: {projector_type(config)!r} makes {slots} vectors of an image of "
+            f"{side} px, which transformers' processor cannot count; another image size can be."
+        )
+    return size
 
 
 def read_assets_config(assets: str | Path) -> LlavaConfig:
-    """Read config.json of an assets folder.
+    """Read config.json of an assets folder: of a LLaVA, or of one with a projector of NeVA's.
 
     Raises:
         ValueError: it is missing, or belongs to another model family.
     """
+    if read_model_type(assets) == NevaLlavaConfig.model_type:
+        return read_config(assets, NevaLlavaConfig)
     return read_config(assets, LlavaConfig)

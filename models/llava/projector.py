@@ -1,10 +1,12 @@
-"""The projector of LLaVA-1.5, replicated over tensor-parallel ranks as that of NVILA is."""
+"""The projectors of LLaVA and NeVA, replicated over tensor-parallel ranks as that of NVILA is."""
 
 from __future__ import annotations
 
 import torch
 
+from models.hf_code.modeling_neva_llava import make_projector
 from models.llava.config import LlavaConfig
+from models.llava.description import LLAVA_PROJECTOR
 
 
 class LlavaProjector(torch.nn.Module):
@@ -26,8 +28,13 @@ class LlavaProjector(torch.nn.Module):
         return self.linear_2(torch.nn.functional.gelu(self.linear_1(features)))
 
 
-def build_projector(config: LlavaConfig) -> LlavaProjector:
+def build_projector(config: LlavaConfig) -> torch.nn.Module:
     """Build the projector in the dtype of the other parameters, with PyTorch's default weights."""
     language, vision = config.language_transformer_config, config.vision_transformer_config
-    projector = LlavaProjector(vision.hidden_size, language.hidden_size, config.projector_bias)
+    widths = (vision.hidden_size, language.hidden_size)
+    projector: torch.nn.Module
+    if config.mm_projector_type == LLAVA_PROJECTOR:
+        projector = LlavaProjector(*widths, config.projector_bias)
+    else:
+        projector = make_projector(config.mm_projector_type, *widths)
     return projector.to(config.params_dtype)

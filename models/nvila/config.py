@@ -12,11 +12,11 @@ from transformers import Qwen2Config as HFQwen2Config
 from transformers import SiglipVisionConfig
 
 from models.family_config import FamilyConfig
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.image_slots.config import PaddedVocabulary
 from models.image_slots.steps import image_slot_data_step, image_slot_forward_step
 from models.image_slots.tower import PreNormTowerConfig
 from models.nvila.description import read_assets_config
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
 from models.padding import VOCABULARY_MULTIPLE
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class NvilaConfig(FamilyConfig):
     data_step_fn: Callable | None = image_slot_data_step
 
     FAMILY = "nvila"
+    OWN_FIELDS = ("mm_projector_type",)
     SHAPE_FIELDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "language_transformer_config": (
             "num_layers",
@@ -87,19 +88,6 @@ class NvilaConfig(FamilyConfig):
     def describe(cls, assets: str) -> NvilaConfig:
         """Return the configuration that an assets folder describes."""
         return config_from_hf(read_assets_config(assets))
-
-    def adopt(self, described: NvilaConfig) -> None:
-        """Compare the projector, and take the vocabulary size and the image token.
-
-        Raises:
-            ValueError: the projector is another one.
-        """
-        if described.mm_projector_type != self.mm_projector_type:
-            raise ValueError(
-                f"assets: {self.assets} has the projector {described.mm_projector_type}, "
-                f"but this recipe's size has {self.mm_projector_type}."
-            )
-        super().adopt(described)
 
     def build(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> MCoreNvilaModel:
         """Build this stage's part of the model."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.assets_config import read_config
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
 
 
 def read_assets_config(assets: str | Path) -> NVILALiteConfig:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
+from models.hf_code.configuration_nvila_lite import DOWNSAMPLE
+from models.hf_code.projector_nvila_lite import NVILALiteProjector
 from models.nvila.config import NvilaConfig
-from models.nvila.hf_code.configuration_nvila_lite import DOWNSAMPLE
-from models.nvila.hf_code.modeling_nvila_lite import NVILALiteProjector
 
 
 def build_projector(config: NvilaConfig) -> torch.nn.Module:

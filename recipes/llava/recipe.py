@@ -1,4 +1,4 @@
-"""LLaVA-1.5 in two stages, as it was trained: pretrain (the projector), sft (in full or with LoRA).
+"""LLaVA in two stages, as LLaVA-1.5 was trained: pretrain (the projector), sft (full or LoRA).
 
     python -m launch train --factory "llava(stage='sft', size='7b', init_from='runs/imported')" \
         data.train_paths=training.jsonl data.image_folder=images --dryrun
@@ -12,51 +12,12 @@ from __future__ import annotations
 import nemo_run as run
 from nemo.collections import llm
 
-from models.llava.config import ClipTowerConfig, LlavaConfig, LlavaLanguageConfig
-from models.llava.model import LlavaModel
 from recipes import parts
-from recipes.llava.sizes import LAYOUTS, LORA_LAYOUTS, SIZES, Size, SizeRow
+from recipes.llava.model import model
+from recipes.llava.sizes import LAYOUTS, LORA_LAYOUTS, SIZES, Size, is_nano
 from recipes.llava.stages import LORA_OPTIONS, Stage, stage_row
-from recipes.rows import LayoutRow, StageRow, look_up
-
-
-def model(size: SizeRow, stage: StageRow, layout: LayoutRow, assets: str) -> run.Config:
-    """Build the model of a size, frozen as the stage says."""
-    recompute = parts.recompute_options(layout)
-    language = run.Config(
-        LlavaLanguageConfig,
-        hidden_size=size.hidden_size,
-        num_layers=size.num_layers,
-        num_attention_heads=size.num_attention_heads,
-        num_query_groups=size.num_query_groups,
-        kv_channels=size.head_size,
-        ffn_hidden_size=size.ffn_hidden_size,
-        rotary_base=size.rotary_base,
-        seq_length=stage.seq_length,
-        cross_entropy_loss_fusion=layout.precision != "fp32",
-        **recompute,
-    )
-    vision = run.Config(
-        ClipTowerConfig,
-        hidden_size=size.vision_hidden_size,
-        num_layers=size.vision_num_layers,
-        num_attention_heads=size.vision_num_attention_heads,
-        ffn_hidden_size=size.vision_ffn_hidden_size,
-        image_size=size.image_size,
-        **recompute,
-    )
-    return run.Config(
-        LlavaModel,
-        config=run.Config(
-            LlavaConfig,
-            language_transformer_config=language,
-            vision_transformer_config=vision,
-            assets=assets,
-            freeze_language_model=not stage.train_language,
-            freeze_vision_model=not stage.train_vision,
-            freeze_vision_projection=not stage.train_projector,
-        ),
-    )
+from recipes.llava.towers import NANO_TOWERS, PROJECTORS, TOWERS, Projector, Vision
+from recipes.rows import look_up
 
 
 @run.cli.factory(target=llm.finetune, name="llava")
@@ -68,6 +29,8 @@ def finetune_recipe(
     peft_scheme: str | None = "none",
     stage: Stage = "sft",
     size: Size = "nano",
+    vision: Vision = "clip",
+    projector: Projector = "mlp2x_gelu",
     init_from: str | None = None,
     precision: str | None = None,
     data: str = "files",
@@ -80,9 +43,15 @@ def finetune_recipe(
         num_nodes: machines.
         num_gpus_per_node: processes per machine; the default is 8, and 1 for nano.
         peft_scheme: "none", "lora" or "dora" (all linear layers of the language model, and the
-            projector in full; the vision tower stays as it is). Adapters are for the stage sft.
-        stage: pretrain or sft.
-        size: nano, 7b or 13b.
+            projector in full; the vision tower stays as it is). Not in the stage pretrain.
+        stage: pretrain, sft or preference.
+        size: the language model. 7b and 13b are LLaVA-1.5's (Vicuna); llama3_8b, llama3_1_8b,
+            mistral_7b, qwen2_5_7b, nemotron_4b; nano (a Llama), nano_qwen2, nano_nemotron and
+            nano_gpt2 are for a CPU.
+        vision: clip (ViT-L/14 at 336 px), siglip (so400m/14 at 384 px) or internvit (300M at 448
+            px); of nano sizes, small ones of the same kind.
+        projector: mlp2x_gelu as LLaVA has it, affine, mlp_downsample_2x2_fix or
+            mlp_downsample_3x3_fix.
         init_from: checkpoint or run to start from; the default is `dir` + the stage before
             (`dir/assembled` for pretrain).
         precision: fp32, bf16 or fp8; the default is the layout's.
@@ -94,14 +63,16 @@ def finetune_recipe(
     Raises:
         ValueError: an unknown value, or a batch that does not divide over the GPUs.
     """
-    size_row = look_up(SIZES, "size", size)
+    language = look_up(SIZES, "size", size)
+    tower = look_up(NANO_TOWERS if is_nano(size) else TOWERS, "vision", vision)
+    look_up(dict.fromkeys(PROJECTORS), "projector", projector)
     row = stage_row(stage, peft_scheme, size)
     is_adapted = peft_scheme in parts.ADAPTER_SCHEMES
     layout = parts.with_precision((LORA_LAYOUTS if is_adapted else LAYOUTS)[size], precision)
-    gpus = (1 if size == "nano" else 8) if num_gpus_per_node is None else num_gpus_per_node
+    gpus = (1 if is_nano(size) else 8) if num_gpus_per_node is None else num_gpus_per_node
     start = init_from or f"{dir}/{row.starts_from}"
     recipe = parts.finetune(
-        model(size_row, row, layout, assets=start),
+        model(language, tower, row, layout, assets=start, projector=projector),
         row,
         layout,
         dir=dir,
@@ -124,6 +95,8 @@ def pretrain_recipe(
     num_gpus_per_node: int | None = None,
     peft_scheme: str | None = None,
     size: Size = "nano",
+    vision: Vision = "clip",
+    projector: Projector = "mlp2x_gelu",
     init_from: str | None = None,
     precision: str | None = None,
     data: str = "files",
@@ -137,6 +110,8 @@ def pretrain_recipe(
         peft_scheme=peft_scheme,
         stage="pretrain",
         size=size,
+        vision=vision,
+        projector=projector,
         init_from=init_from,
         precision=precision,
         data=data,

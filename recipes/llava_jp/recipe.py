@@ -12,56 +12,11 @@ from __future__ import annotations
 import nemo_run as run
 from nemo.collections import llm
 
-from models.llava.config import LlavaConfig
-from models.llava.gpt2 import Gpt2LanguageConfig
-from models.llava.model import LlavaModel
 from recipes import parts
-from recipes.llava_jp.sizes import LAYOUTS, SIZES, TOWERS, Size, SizeRow, Vision, VisionRow
+from recipes.llava.model import model
+from recipes.llava_jp.sizes import LAYOUTS, SIZES, Size, Vision, towers
 from recipes.llava_jp.stages import LORA_OPTIONS, Stage, stage_row
-from recipes.rows import LayoutRow, StageRow, look_up
-
-
-def model(
-    size: SizeRow, tower: VisionRow, stage: StageRow, layout: LayoutRow, assets: str
-) -> run.Config:
-    """Build the model of a size, frozen as the stage says."""
-    recompute = parts.recompute_options(layout)
-    language = run.Config(
-        Gpt2LanguageConfig,
-        hidden_size=size.hidden_size,
-        num_layers=size.num_layers,
-        num_attention_heads=size.num_attention_heads,
-        num_query_groups=size.num_attention_heads,
-        kv_channels=size.hidden_size // size.num_attention_heads,
-        ffn_hidden_size=size.ffn_hidden_size,
-        max_positions=size.max_positions,
-        hidden_dropout=size.dropout,
-        attention_dropout=size.dropout,
-        seq_length=stage.seq_length,
-        cross_entropy_loss_fusion=layout.precision != "fp32",
-        **recompute,
-    )
-    vision = run.Config(
-        tower.config,
-        hidden_size=tower.hidden_size,
-        num_layers=tower.num_layers,
-        num_attention_heads=tower.num_attention_heads,
-        ffn_hidden_size=tower.ffn_hidden_size,
-        image_size=tower.image_size,
-        **recompute,
-    )
-    return run.Config(
-        LlavaModel,
-        config=run.Config(
-            LlavaConfig,
-            language_transformer_config=language,
-            vision_transformer_config=vision,
-            assets=assets,
-            freeze_language_model=not stage.train_language,
-            freeze_vision_model=not stage.train_vision,
-            freeze_vision_projection=not stage.train_projector,
-        ),
-    )
+from recipes.rows import look_up
 
 
 @run.cli.factory(target=llm.finetune, name="llava_jp")
@@ -86,8 +41,8 @@ def finetune_recipe(
         num_nodes: machines.
         num_gpus_per_node: processes per machine; the published runs had one GPU.
         peft_scheme: "none", "lora" or "dora" (query, key and value of the language model, and the
-            projector in full). Adapters are for the stage sft.
-        stage: pretrain or sft.
+            projector in full). Not in the stage pretrain.
+        stage: pretrain, sft or preference.
         size: nano or 1b.
         vision: clip or siglip.
         init_from: checkpoint or run to start from; the default is `dir` + the stage before
@@ -101,13 +56,13 @@ def finetune_recipe(
     Raises:
         ValueError: an unknown value, or a batch that does not divide over the GPUs.
     """
-    size_row = look_up(SIZES, "size", size)
-    tower = look_up({one: row for (of, one), row in TOWERS.items() if of == size}, "vision", vision)
+    language = look_up(SIZES, "size", size)
+    tower = look_up(towers(size), "vision", vision)
     row = stage_row(stage, peft_scheme, size)
     layout = parts.with_precision(LAYOUTS[size], precision)
     start = init_from or f"{dir}/{row.starts_from}"
     recipe = parts.finetune(
-        model(size_row, tower, row, layout, assets=start),
+        model(language, tower, row, layout, assets=start),
         row,
         layout,
         dir=dir,

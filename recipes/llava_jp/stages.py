@@ -21,6 +21,7 @@ _SEQ_LENGTH = 1536
 _DATA: dict[str, dict[str, Any]] = {
     "pretrain": {"global_batch_size": 32},
     "sft": {"global_batch_size": 16, "num_samples": 620_000},
+    "preference": {"global_batch_size": 16},
 }
 
 STAGES: dict[tuple[str, str], StageRow] = {

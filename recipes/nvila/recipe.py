@@ -83,7 +83,7 @@ def finetune_recipe(
         num_gpus_per_node: processes per machine; the default is 8, and 1 for nano.
         peft_scheme: "none", "lora" or "dora" (all linear layers of the language model; vision tower
             and projector train in full where the stage trains them). Not in the stage align.
-        stage: align, pretrain or sft.
+        stage: align, pretrain, sft or preference.
         size: nano, 1b, 2b, 15b or 33b.
         init_from: checkpoint or run to start from; the default is `dir` + the stage before
             (`dir/assembled` for align).

@@ -1,4 +1,4 @@
-"""The three stages of Heron-NVILA-Lite and their nano counterparts.
+"""The three stages of Heron-NVILA-Lite, preferences after them, and their nano counterparts.
 
 Published: the scripts of Heron-NVILA-Lite-15B (README.md has the table, value by value). The other
 sizes were trained with the same stages and data; their hyper-parameters are not published, so they
@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from recipes.rows import StageRow, look_up
 
-Stage = Literal["align", "pretrain", "sft"]
+Stage = Literal["align", "pretrain", "sft", "preference"]
 
 # Published: AdamW of transformers (betas 0.9, 0.999), no weight decay, warm-up 3 %, cosine to 0.
 _ALIGN = StageRow(
@@ -55,6 +55,18 @@ STAGES: dict[str, StageRow] = {
         save_every_steps=100,
         starts_from="pretrain",
     ),
+    # Heron-NVILA had none: ours, with what is usual for DPO.
+    "preference": replace(
+        _ALIGN,
+        train_language=True,
+        num_samples=83_000,
+        global_batch_size=128,
+        max_lr=5e-7,
+        warmup_fraction=0.1,
+        preference_beta=0.1,
+        save_every_steps=100,
+        starts_from="sft",
+    ),
 }
 
 # Handwritten digits on a CPU: singles first, then strips; every stage trains for minutes at most.
@@ -95,13 +107,22 @@ NANO_STAGES: dict[str, StageRow] = {
         warmup_fraction=0.04,
         starts_from="pretrain",
     ),
+    "preference": replace(
+        _NANO_ALIGN,
+        train_language=True,
+        num_samples=50 * 32,
+        max_lr=1e-4,
+        preference_beta=0.1,
+        save_every_steps=25,
+        starts_from="sft",
+    ),
 }
 
 
 LORA_OPTIONS = {"dim": 8, "alpha": 32, "dropout": 0.05}
 """Rank, scale and dropout of NeMo's own LoRA recipes; Heron-NVILA had none."""
 
-_LORA_MAX_LR = 1e-4
+_LORA_MAX_LR = {"pretrain": 1e-4, "sft": 1e-4, "preference": 5e-6}
 """Of the adapters; the parts that train in full keep the stage's learning rate."""
 
 
@@ -114,14 +135,15 @@ def stage_row(stage: str, size: str, peft_scheme: str | None = None) -> StageRow
     row = look_up(NANO_STAGES if size == "nano" else STAGES, "stage", stage)
     schemes = {"none": row}
     if row.train_language:
-        schemes |= dict.fromkeys(("lora", "dora"), row if size == "nano" else _with_adapters(row))
+        adapted = row if size == "nano" else _with_adapters(row, _LORA_MAX_LR[stage])
+        schemes |= dict.fromkeys(("lora", "dora"), adapted)
     return look_up(schemes, "peft_scheme", peft_scheme or "none")
 
 
-def _with_adapters(row: StageRow) -> StageRow:
+def _with_adapters(row: StageRow, max_lr: float) -> StageRow:
     return replace(
         row,
-        max_lr=_LORA_MAX_LR,
+        max_lr=max_lr,
         projector_max_lr=row.max_lr,
         vision_max_lr=row.max_lr if row.train_vision else None,
     )

@@ -14,7 +14,7 @@ from converters.hf_directory import (
     write_assets,
 )
 from launch.quickstart.parents import train_tokenizer
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
 
 # Runs outside of the repository, so only the directory's own code can be imported.
 LOAD_AND_ANSWER = """
@@ -65,7 +65,7 @@ def test_directory_works_with_transformers_alone(exported, nano_tokenizer, tmp_p
     import numpy as np
     from PIL import Image
 
-    from models.nvila.hf_code.processing_nvila_lite import NVILALiteProcessor
+    from models.hf_code.processing_nvila_lite import NVILALiteProcessor
 
     directory, model = exported
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -151,7 +151,7 @@ def test_tied_embeddings_survive_the_configuration(
 
 
 def test_code_is_self_contained():
-    source = Path(__file__).parents[2] / "models" / "nvila" / "hf_code"
+    source = Path(__file__).parents[2] / "models" / "hf_code"
     assert {path.name for path in source.glob("*.py")} - {"__init__.py"} == set(CODE_FILES)
 
 

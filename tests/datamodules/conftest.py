@@ -24,7 +24,7 @@ from transformers import MllamaConfig, MllamaImageProcessor, PreTrainedTokenizer
 from datamodules.encoder import EncoderConfig
 from datamodules.mllama_encoder import MllamaEncoder
 from datamodules.nvila_encoder import NvilaEncoder
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
 
 SYSTEM = "あなたは日本語で答えるアシスタントです。"
 SPLIT = (

@@ -15,7 +15,7 @@ from datamodules.encoder import EncoderConfig
 from datamodules.image_resize import image_pixels, resize_bicubic, resize_bilinear
 from datamodules.nvila_tiles import fill_tiles, fill_tiles_exactly
 from datamodules.sample_encoder import open_encoder
-from models.nvila.hf_code.tiling_nvila_lite import choose_grid, tile_count
+from models.hf_code.tiling_nvila_lite import choose_grid, tile_count
 from sample_loaders.conversation import parse_llava
 
 FILTERS = {

@@ -11,7 +11,7 @@ from PIL import Image
 from datamodules.encoder import EncoderConfig
 from datamodules.nvila_assets import load_nvila_assets
 from datamodules.nvila_encoder import NvilaEncoder
-from models.nvila.hf_code.tiling_nvila_lite import cut_tiles
+from models.hf_code.tiling_nvila_lite import cut_tiles
 from sample_loaders.conversation import parse_llava
 from sample_loaders.errors import BadSample, Reason
 

@@ -23,7 +23,7 @@ def test_family_by_the_configuration(assets, llama_assets):
     [
         (
             json.dumps({"model_type": "bert"}),
-            "model_type 'bert', but .* llava, mllama, nvila_lite",
+            "model_type 'bert', but .* llava, mllama, neva_llava, nvila_lite",
         ),
         ("[]", "model_type None"),
         ("{", "is not JSON"),

@@ -99,7 +99,11 @@ def test_conversions_refuse_what_cannot_work(assembled, parents, tmp_path, capsy
     ("factory", "overrides", "sentence"),
     [
         ("nvila(size='7b')", [], "size: '7b' is unknown; allowed are nano, 1b, 2b, 15b, 33b."),
-        ("nvila(stage='x')", [], "stage: 'x' is unknown; allowed are align, pretrain, sft."),
+        (
+            "nvila(stage='x')",
+            [],
+            "stage: 'x' is unknown; allowed are align, pretrain, sft, preference.",
+        ),
         ("neva(size='7b')", [], "'neva' is unknown; allowed are nvila, nvila_pretrain, llava,"),
         ("nvila(size=nano)", [], "cannot be read"),
         ("nvila(colour='red')", [], "does not accept these arguments"),

@@ -107,7 +107,7 @@ def test_sizes_are_those_of_the_published_models():
     width, inner = row.hidden_size, row.ffn_hidden_size
     block = (3 * width + 1 * width) * (width + 1) + inner * (width + 1) + width * (inner + 1)
     block += 4 * width
-    total = row.num_layers * block + (50_688 + row.max_positions + 2) * width
+    total = row.num_layers * block + (50_688 + row.options["max_positions"] + 2) * width
     assert total == pytest.approx(1.316e9, rel=1e-3)
     for size, count in (("7b", 6.738e9), ("13b", 13.016e9)):
         row = LLAVA[size]

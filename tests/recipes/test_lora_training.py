@@ -131,6 +131,7 @@ def trained(start, run_training, tmp_path_factory):
             common | {"name": "killed", "working_directory": str(folder)},
             common | {"name": "frozen", "steps": 2, "peft": {"freeze_vision_model": True}},
             common | {"name": "bf16", "steps": 2, "precision": "bf16"},
+            common | {"name": "dora", "peft_scheme": "dora"},
         ]
     )
     return folder
@@ -141,7 +142,8 @@ def parallel(trained, start, run_training):
     """The same folder, with one run per layout."""
     common = start | {"dir": str(trained), "save_every": 1000}
     runs = [common | {"name": name} | layout for name, layout in LAYOUTS.items()]
-    run_training(runs, num_processes=2)
+    dora = {"name": "dora_tp2_sp", "peft_scheme": "dora"}
+    run_training([*runs, common | dora | LAYOUTS["tp2_sp"]], num_processes=2)
     return trained
 
 
@@ -180,6 +182,24 @@ def test_losses_do_not_depend_on_the_layout(parallel, layout):
     assert len(other) == STEPS
     assert_same_steps(whole, other, loss=1e-4, grad_norm=1e-3)
     assert whole[-1]["loss"] < whole[0]["loss"] - 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_dora_of_mllama(parallel, single_process, tmp_path):
+    from converters.export_hf import export_checkpoint
+    from converters.verify import verify_checkpoint
+
+    whole, other = steps_of(parallel, "dora"), steps_of(parallel, "dora_tp2_sp")
+    assert_same_steps(whole, other, loss=1e-4, grad_norm=1e-3)
+    assert whole[-1]["loss"] < whole[0]["loss"] - 0.5
+    trainable, changed = changes_of(parallel, "dora")
+    assert changed == trainable
+    assert any("cross_attention" in one and "weight_magnitude" in one for one in trainable)
+    checkpoint = last_checkpoint(parallel, "dora_tp2_sp")
+    export_checkpoint(checkpoint, tmp_path / "merged")
+    report = verify_checkpoint(tmp_path / "merged", checkpoint)
+    assert report.passed, report
 
 
 @pytest.mark.slow

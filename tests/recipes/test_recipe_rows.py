@@ -144,7 +144,7 @@ def test_each_stage_starts_from_the_one_before():
     ("arguments", "message"),
     [
         ({"size": "7b"}, "size: '7b' is unknown; allowed are nano, 1b, 2b, 15b, 33b."),
-        ({"stage": "rl"}, "stage: 'rl' is unknown; allowed are align, pretrain, sft."),
+        ({"stage": "rl"}, "stage: 'rl' is unknown; allowed are align, pretrain, sft, preference."),
         ({"precision": "fp4"}, "precision: 'fp4' is unknown; allowed are fp32, bf16, fp8."),
         ({"peft_scheme": "qlora"}, "peft_scheme: 'qlora' is unknown; allowed are none, lora, dora"),
         ({"size": "33b", "num_gpus_per_node": 4}, "do not divide by tensor x pipeline"),

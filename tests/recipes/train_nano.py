@@ -5,9 +5,10 @@
 JSON is a list of runs, done one after the other in the same processes:
 {"dir", "name", "init_from", "train_paths", "weights", "image_folder", "steps", "save_every",
 "kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
-"stage", "family", "peft_scheme", "peft": {...}, "working_directory", "trainer": {...},
-"batch_notes", "fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...},
-"ckpt": {...}, "optim": {...}};
+"stage", "family", "size", "vision", "projector", "peft_scheme", "peft": {...},
+"working_directory", "trainer": {...}, "batch_notes",
+"fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...}, "ckpt": {...},
+"optim": {...}, "objective": {...}};
 the family is nvila, llava, llava_jp (stage sft) or mllama. A run without train_paths reads shards,
 data.path. Each rank appends to the file batch_notes + its number what every micro-batch held. The
 last rank has the fault: "SIGTERM", "hang" or "full_disk" after a step, or "loss" or "gradient"
@@ -143,7 +144,8 @@ def build(options):
     recipe = finetune_recipe(
         dir=options["dir"],
         name=options["name"],
-        size="nano",
+        size=options.get("size", "nano"),
+        **{name: options[name] for name in ("vision", "projector") if name in options},
         init_from=options["init_from"],
         num_gpus_per_node=int(os.environ.get("WORLD_SIZE", "1")),
         precision=options.get("precision"),
@@ -165,6 +167,8 @@ def build(options):
         setattr(recipe.trainer.strategy.ddp, name, value)
     for name, value in options.get("optim", {}).items():
         setattr(recipe.optim, name, value)
+    for name, value in options.get("objective", {}).items():
+        setattr(recipe.model.objective, name, value)
     for name in {"train_paths", "weights", "image_folder"} & options.keys():
         setattr(recipe.data, name, options[name])
     for name, value in options.get("data", {}).items():

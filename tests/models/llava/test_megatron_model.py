@@ -4,6 +4,9 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from models.hf_code.configuration_neva_llava import NevaLlavaConfig
+from models.hf_code.modeling_neva_llava import NevaLlavaForConditionalGeneration
+
 pytestmark = pytest.mark.usefixtures("single_process")
 VOCABULARY, IMAGE, SIDE, SLOTS = 203, 200, 28, 4
 
@@ -13,8 +16,10 @@ DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5,
 MEANS["internvl"], DEVIATIONS["internvl"] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def make_reference(vision="clip", select="default", head=False, **text):
-    config = LlavaConfig(
+def make_reference(vision="clip", select="default", head=False, projector=None, **text):
+    neva = {} if projector is None else {"mm_projector_type": projector}
+    config = (NevaLlavaConfig if neva else LlavaConfig)(
+        **neva,
         vision_config={
             "model_type": "internvl_vision" if vision == "internvl" else f"{vision}_vision_model",
             "image_size": SIDE,
@@ -42,7 +47,7 @@ def make_reference(vision="clip", select="default", head=False, **text):
         vision_feature_select_strategy=select,
     )
     config.tie_word_embeddings = text.get("tie_word_embeddings", False)
-    model = LlavaForConditionalGeneration(config)
+    model = (NevaLlavaForConditionalGeneration if neva else LlavaForConditionalGeneration)(config)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -146,14 +151,29 @@ COMBINATIONS = {
     "siglip-nemotron": {**SIGLIP, "model_type": "nemotron", "num_key_value_heads": 4},
     "clip-gpt2": {**GPT2, "activation_function": "gelu_new"},
     "siglip-gpt2": {**SIGLIP, **GPT2, "tie_word_embeddings": True, "head": True},
+    "clip-affine-mistral": {"projector": "affine", "model_type": "mistral"},
+    "siglip-2x2-gpt2": {**SIGLIP, **GPT2, "projector": "mlp_downsample_2x2_fix"},
+    "internvit-3x3-nemotron": {
+        "vision": "internvl",
+        "projector": "mlp_downsample_3x3_fix",
+        "model_type": "nemotron",
+        "head_dim": 12,
+    },
 }
+
+
+def slots_of(options):
+    """The grid of two by two patches becomes one vector where it is merged."""
+    return 1 if "downsample" in options.get("projector", "") else SLOTS
+
+
 all_combinations = pytest.mark.parametrize("options", COMBINATIONS.values(), ids=COMBINATIONS)
 
 
 @pytest.mark.parametrize(
     ("options", "slots"),
     [
-        *((one, 4) for one in COMBINATIONS.values()),
+        *((one, slots_of(one)) for one in COMBINATIONS.values()),
         ({"select": "full"}, 5),
         # As LLaVA-JP: the first patch is left out.
         ({**COMBINATIONS["siglip-gpt2"], "select": "default"}, 3),
@@ -190,7 +210,7 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, options):
     reference, module, rows = pair(**options)
     reference.eval()  # GPT-2's dropout is off on both sides
     module.train()
-    samples = [sample(*sizes, seed) for seed, sizes in enumerate(MIXED)]
+    samples = [sample(*sizes, seed, slots_of(options)) for seed, sizes in enumerate(MIXED)]
     batch = join(samples)
     labels = torch.full_like(batch["tokens"], -100)
     expected = torch.zeros(())

@@ -14,7 +14,7 @@ def require_known_code(directory: Path) -> None:
     """Refuses a directory whose code is not a copy of this repository's.
 
     Whoever loads an exported directory runs the code in it. A byte for byte copy of
-    `models/nvila/hf_code` is safe to run unasked; anything else is the user's decision.
+    `models/hf_code` is safe to run unasked; anything else is the user's decision.
 
     Args:
         directory: The Hugging Face directory.

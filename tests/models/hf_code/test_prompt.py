@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.nvila.hf_code.prompt_nvila_lite import (
+from models.hf_code.prompt_nvila_lite import (
     expand_images,
     expand_tile_tokens,
     tokens_per_tile,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.nvila.hf_code.tiling_nvila_lite import (
+from models.hf_code.tiling_nvila_lite import (
     candidate_grids,
     choose_grid,
     cut_tiles,

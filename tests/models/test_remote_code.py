@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import models.nvila.hf_code as hf_code
-from models.nvila.remote_code import require_known_code
+import models.hf_code as hf_code
+from models.remote_code import require_known_code
 
 REMEDY = "--trust-remote-code"
 
@@ -69,7 +69,7 @@ def test_a_broken_json_file_is_named(directory, content):
 
 def test_only_the_standard_library_is_loaded():
     script = (
-        "import sys, models.nvila.remote_code\n"
+        "import sys, models.remote_code\n"
         "heavy = {'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

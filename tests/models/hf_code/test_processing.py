@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessor
 
-from models.nvila.hf_code.processing_nvila_lite import NVILALiteProcessor
+from models.hf_code.processing_nvila_lite import NVILALiteProcessor
 
 
 def noise_image(width, height, seed=0):

@@ -4,12 +4,9 @@ import torch
 from PIL import Image
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
-from models.nvila.hf_code.configuration_nvila_lite import NVILALiteConfig
-from models.nvila.hf_code.modeling_nvila_lite import (
-    NVILALiteForConditionalGeneration,
-    NVILALiteProjector,
-    SpaceToChannel,
-)
+from models.hf_code.configuration_nvila_lite import NVILALiteConfig
+from models.hf_code.modeling_nvila_lite import NVILALiteForConditionalGeneration
+from models.hf_code.projector_nvila_lite import NVILALiteProjector, SpaceToChannel
 
 TYPES = ["mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"]
 

@@ -11,7 +11,7 @@ NEVA_AUTO_MAP = {
     "AutoModel": f"modeling_neva_llava.{NEVA_CLASS}",
     "AutoModelForImageTextToText": f"modeling_neva_llava.{NEVA_CLASS}",
 }
-_FILES = (
+CODE_FILES = (
     "configuration_neva_llava.py",
     "modeling_neva_llava.py",
     "projector_nvila_lite.py",
@@ -21,5 +21,5 @@ _FILES = (
 def write_code(directory: Path) -> None:
     """Copies the model and configuration code into an exported directory."""
     source = Path(hf_code.__path__[0])
-    for name in _FILES:
+    for name in CODE_FILES:
         shutil.copyfile(source / name, directory / name)

@@ -93,6 +93,7 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
     image_resize: ImageResize
     conversation_template: GivenTemplate
     preference_pairs: bool
+    image_token: str
     packing_buffer_size: int | None
     pad_to_multiple_of: int
     pad_to_seq_length: bool
@@ -123,6 +124,8 @@ class ConversationDataModule(pl.LightningDataModule, IOMixin):
             if getattr(self, name, 0) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be zero or more.")
         check_image_resize(self.image_resize)
+        if not self.image_token:
+            raise ValueError("image_token is '', but must be some text.")
         for name, divisor in _MULTIPLE_OF:
             if getattr(self, name) % getattr(self, divisor):
                 raise ValueError(

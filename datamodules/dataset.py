@@ -16,8 +16,10 @@ from datamodules.permutation import mix
 from datamodules.read_watch import ReadWatch
 from datamodules.record_index import RecordError, RecordIndex
 from datamodules.sample_encoder import SampleEncoder
+from sample_loaders.conversation import IMAGE_PLACEHOLDER
 from sample_loaders.document import parse_record
 from sample_loaders.errors import BadSample, Reason
+from sample_loaders.placeholders import with_our_placeholders
 
 # Long enough that no run reaches its end, short enough for float and int64 arithmetic on it.
 ENDLESS = 2**40
@@ -43,12 +45,14 @@ class Source:
         records: The file.
         rows: The file's rows that belong to the source, by position.
         images: Where its images are.
+        image_token: What stands for an image in the text of its records.
     """
 
     name: str
     records: RecordIndex
     rows: RowOrder
     images: ImageStore
+    image_token: str = IMAGE_PLACEHOLDER
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,6 +71,7 @@ class Source:
             record = self.records[self.rows[position]]
         except RecordError as error:
             raise BadSample(Reason.INVALID_JSON, str(error)) from error
+        record = with_our_placeholders(record, self.image_token)
         sample = parse_record(record, self.key(position), self.name)
         return PlannedSample(plan=encoder.plan(sample, self.images), source=self)
 

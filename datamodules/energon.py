@@ -16,6 +16,7 @@ from datamodules.energon_stream import EvaluationBatches, ReadingPlace, Training
 from datamodules.energon_task import ConversationTask
 from datamodules.image_resize import ImageResize
 from datamodules.split import as_list
+from sample_loaders.conversation import IMAGE_PLACEHOLDER
 
 
 class EnergonDataModule(ConversationDataModule):
@@ -55,6 +56,9 @@ class EnergonDataModule(ConversationDataModule):
             `ConversationTemplate`; None takes the tokenizer's.
         preference_pairs: Every record has a `chosen` and a `rejected` answer to its last question,
             and is one sample of two conversations; a packed row then has twice the room.
+        image_token: What stands for an image in the text of a record.
+        image_following_text: Of samples whose images are matched to texts (Energon's
+            SimilarityInterleavedSample, as of MMC4): whether an image comes after its text.
         num_validation_workers: The same for validation and test; None takes `num_workers`.
         seed: Chooses the order of training.
         shuffle_buffer_size: Samples that each worker draws the next one from; 0 or 1 for none.
@@ -103,6 +107,8 @@ class EnergonDataModule(ConversationDataModule):
         image_resize: ImageResize = "fast",
         conversation_template: GivenTemplate = None,
         preference_pairs: bool = False,
+        image_token: str = IMAGE_PLACEHOLDER,
+        image_following_text: bool = True,
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
@@ -137,6 +143,8 @@ class EnergonDataModule(ConversationDataModule):
         self.image_resize = image_resize
         self.conversation_template = conversation_template
         self.preference_pairs = preference_pairs
+        self.image_token = image_token
+        self.image_following_text = image_following_text
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()
@@ -306,6 +314,8 @@ class EnergonDataModule(ConversationDataModule):
             room=self.room(),
             decode_log=self.bad_sample_log(),
             watch=self.read_watch(),
+            image_token=self.image_token,
+            image_following_text=self.image_following_text,
         )
 
     def _settings(self, shards: Sequence[ShardSet]) -> dict[str, Any]:

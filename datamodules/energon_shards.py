@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from megatron.energon import VQASample, WorkerConfig
+from megatron.energon import SimilarityInterleavedSample, VQASample, WorkerConfig
 from megatron.energon.dataset_config import load_config
 from megatron.energon.epathlib import EPath
 from megatron.energon.flavors.crude import CrudeSample, CrudeWebdataset
@@ -181,12 +181,16 @@ def _check_folder(folder: EPath, split: str) -> None:
         )
 
 
+_READABLE = (CrudeSample, VQASample, SimilarityInterleavedSample)
+
+
 def _check_sample_type(factory: Any, source: str) -> None:
     kind = factory.__sample_type__
-    if not (isinstance(kind, type) and issubclass(kind, CrudeSample | VQASample)):
+    if not (isinstance(kind, type) and issubclass(kind, _READABLE)):
         raise ValueError(
             f"The data set {source} holds samples of type {getattr(kind, '__name__', kind)}, but "
-            f"only CrudeWebdataset and VQASample are supported; a blend reads a folder made by "
+            f"only CrudeWebdataset, VQASample and SimilarityInterleavedSample are supported; a "
+            f"blend reads a folder made by "
             f"`python -m launch prepare` with dataset_config: {CRUDE_FILE}."
         )
 

@@ -2,9 +2,16 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
-from megatron.energon import Cooker, SkipSample, TaskEncoder, VQASample, WorkerConfig
+from megatron.energon import (
+    Cooker,
+    SimilarityInterleavedSample,
+    SkipSample,
+    TaskEncoder,
+    VQASample,
+    WorkerConfig,
+)
 from megatron.energon.errors import SYSTEM_EXCEPTIONS
 from megatron.energon.flavors.crude import CrudeSample
 from megatron.energon.wrappers import BatchDataset, MapDataset
@@ -19,8 +26,17 @@ from datamodules.packing import Room
 from datamodules.read_watch import ReadWatch
 from datamodules.row_decoding import Decoding, decode_row
 from datamodules.sample_encoder import Collator, SampleEncoder
-from sample_loaders.energon import RECORD_PART, ShardSample, cook_parts, read_vqa
+from sample_loaders.conversation import IMAGE_PLACEHOLDER
+from sample_loaders.energon import (
+    RECORD_PART,
+    ShardSample,
+    cook_parts,
+    read_matched,
+    read_vqa,
+)
 from sample_loaders.errors import BadSample, Reason
+
+ReadableSample: TypeAlias = CrudeSample | VQASample | SimilarityInterleavedSample
 
 # Under this name each sample's subflavors hold the data set that it came from.
 SOURCE = "__source__"
@@ -41,6 +57,8 @@ class ConversationTask(TaskEncoder):
         decode_log: Takes the samples of packed rows whose images are damaged; those that cannot be
             planned go to `log`, so that "in a row" means something in each.
         watch: Ends reads that hang.
+        image_token: What stands for an image in the text of a record.
+        image_following_text: Whether an image that is matched to a text comes after it.
     """
 
     # Energon asks for a cooker before it takes crude data; ours is called by `encode_sample`.
@@ -56,7 +74,11 @@ class ConversationTask(TaskEncoder):
         room: Room,
         decode_log: BadSampleLog,
         watch: ReadWatch | None = None,
+        image_token: str = IMAGE_PLACEHOLDER,
+        image_following_text: bool = True,
     ) -> None:
+        self.image_token = image_token
+        self.image_following_text = image_following_text
         self.encoder = encoder
         self.collate = collate
         self.log = log
@@ -67,7 +89,7 @@ class ConversationTask(TaskEncoder):
         self.packs = False
         self.micro_batch_size = 0
 
-    def encode_sample(self, sample: CrudeSample | VQASample) -> Any:
+    def encode_sample(self, sample: ReadableSample) -> Any:
         """Encodes a sample, or plans it where rows are packed.
 
         Raises:
@@ -77,7 +99,7 @@ class ConversationTask(TaskEncoder):
         key, source = _origin(sample)
         encoded: Any
         try:
-            loaded = _load(sample, key, source)
+            loaded = self._load(sample, key, source)
             images = ShardImages(loaded.images)
             if self.packs:
                 plan = self.encoder.plan(loaded.sample, images)
@@ -99,6 +121,29 @@ class ConversationTask(TaskEncoder):
             raise RuntimeError(f"Encoding the sample {key} failed: {error!r}.") from error
         self.log.accept()
         return encoded
+
+    def _load(self, sample: ReadableSample, key: str, source: str) -> ShardSample:
+        if isinstance(sample, CrudeSample):
+            return cook_parts(sample, key, source, self.image_token)
+        if isinstance(sample, SimilarityInterleavedSample):
+            return read_matched(
+                sample.images,
+                sample.texts,
+                sample.matched_text_indices,
+                image_following_text=self.image_following_text,
+                key=key,
+                source=source,
+            )
+        assert isinstance(sample, VQASample), f"a {type(sample).__name__} went past the check"
+        return read_vqa(
+            sample.image,
+            sample.context,
+            sample.answers,
+            sample.answer_weights,
+            key=key,
+            source=source,
+            image_token=self.image_token,
+        )
 
     def decode_row(self, row: Sequence[ShardPlan]) -> list[Any]:
         """Decodes the samples of a packed row; where an image is damaged, the row gets shorter.
@@ -215,7 +260,7 @@ def _full_key(source: str, key: str) -> str:
     return f"{source}/{key}"
 
 
-def _origin(sample: CrudeSample | VQASample) -> tuple[str, str]:
+def _origin(sample: ReadableSample) -> tuple[str, str]:
     """Returns the sample's key, with data set and shard, and its data set."""
     if isinstance(sample, CrudeSample):
         key, subflavors = sample["__key__"], sample["__subflavors__"]
@@ -223,17 +268,3 @@ def _origin(sample: CrudeSample | VQASample) -> tuple[str, str]:
         key, subflavors = sample.__key__, sample.__subflavors__
     source = (subflavors or {}).get(SOURCE, "joined")
     return _full_key(source, key), source
-
-
-def _load(sample: CrudeSample | VQASample, key: str, source: str) -> ShardSample:
-    if isinstance(sample, CrudeSample):
-        return cook_parts(sample, key, source)
-    assert isinstance(sample, VQASample), f"a {type(sample).__name__} went past the check of types"
-    return read_vqa(
-        sample.image,
-        sample.context,
-        sample.answers,
-        sample.answer_weights,
-        key=key,
-        source=source,
-    )

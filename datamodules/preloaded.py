@@ -13,6 +13,7 @@ from datamodules.image_resize import ImageResize
 from datamodules.lanes import LaneState
 from datamodules.packed_batches import PackedBatches, PackedStream, PackingSettings
 from datamodules.split import SPLIT_PARTS, as_list, check_fractions, open_sources, split_sources
+from sample_loaders.conversation import IMAGE_PLACEHOLDER
 
 
 class PreloadedDataModule(ConversationDataModule):
@@ -54,6 +55,7 @@ class PreloadedDataModule(ConversationDataModule):
             `ConversationTemplate`; None takes the tokenizer's.
         preference_pairs: Every record has a `chosen` and a `rejected` answer to its last question,
             and is one sample of two conversations; a packed row then has twice the room.
+        image_token: What stands for an image in the text of a record.
         seed: Chooses the order of training.
         shuffle: False walks the training files in file order.
         pad_to_multiple_of: Row lengths are rounded up to this.
@@ -98,6 +100,7 @@ class PreloadedDataModule(ConversationDataModule):
         image_resize: ImageResize = "fast",
         conversation_template: GivenTemplate = None,
         preference_pairs: bool = False,
+        image_token: str = IMAGE_PLACEHOLDER,
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
@@ -129,6 +132,7 @@ class PreloadedDataModule(ConversationDataModule):
         self.image_resize = image_resize
         self.conversation_template = conversation_template
         self.preference_pairs = preference_pairs
+        self.image_token = image_token
         self.tokenizer = tokenizer
         self.init_global_step = 0
         self.check_arguments()
@@ -148,16 +152,20 @@ class PreloadedDataModule(ConversationDataModule):
             return
         encoder = self.open_encoder()
         sources = {
-            "train": open_sources(self.train_paths, self.image_folder, "image_folder"),
+            "train": open_sources(
+                self.train_paths, self.image_folder, "image_folder", self.image_token
+            ),
             "validation": open_sources(
                 self.validation_paths,
                 self._evaluation_folder(self.validation_image_folder),
                 "validation_image_folder",
+                self.image_token,
             ),
             "test": open_sources(
                 self.test_paths,
                 self._evaluation_folder(self.test_image_folder),
                 "test_image_folder",
+                self.image_token,
             ),
         }
         if self.split is not None:

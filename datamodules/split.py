@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.dataset import RowOrder, Source
 from datamodules.images import ImageFolder
 from datamodules.permutation import Permutation
 from datamodules.record_index import RecordIndex
+from sample_loaders.conversation import IMAGE_PLACEHOLDER
 
 SPLIT_PARTS = ("train", "validation", "test")
 
@@ -38,7 +39,10 @@ def as_list(paths: str | Sequence[str] | None) -> list[str]:
 
 
 def open_sources(
-    paths: Sequence[str], image_folder: str | Sequence[str] | None, argument: str
+    paths: Sequence[str],
+    image_folder: str | Sequence[str] | None,
+    argument: str,
+    image_token: str = IMAGE_PLACEHOLDER,
 ) -> list[Source]:
     """Opens files with all of their rows.
 
@@ -46,6 +50,7 @@ def open_sources(
         paths: JSONL or JSON files.
         image_folder: One folder for all, one for each, or None for the folder of each file.
         argument: Name of the argument that gave the folders, for messages.
+        image_token: What stands for an image in the text.
 
     Raises:
         ValueError: A file or folder does not exist or does not suit.
@@ -55,7 +60,13 @@ def open_sources(
     for path, folder in zip(paths, folders, strict=True):
         records = RecordIndex(path)
         sources.append(
-            Source(name=path, records=records, rows=range(len(records)), images=ImageFolder(folder))
+            Source(
+                name=path,
+                records=records,
+                rows=range(len(records)),
+                images=ImageFolder(folder),
+                image_token=image_token,
+            )
         )
     return sources
 
@@ -92,11 +103,7 @@ def split_sources(
         for part, start, stop in zip(SPLIT_PARTS, cuts[:-1], cuts[1:], strict=True):
             if stop > start:
                 rows = RowSlice(order, start, stop)
-                parts[part].append(
-                    Source(
-                        name=source.name, records=source.records, rows=rows, images=source.images
-                    )
-                )
+                parts[part].append(replace(source, rows=rows))
     return parts
 
 

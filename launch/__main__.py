@@ -13,6 +13,7 @@ from pathlib import Path
 
 from converters.families import FAMILIES
 from launch.convert import ASSEMBLY_OPTIONS, PROJECTORS
+from launch.plan import GPUS
 from launch.prepare import add_arguments as add_prepare_arguments
 from models.conversation_templates import CONVERSATION_TEMPLATES
 
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_prepare_arguments(
         _verb(verbs, "prepare", "launch.prepare:prepare", "raw data set -> tar shards for training")
     )
+    _add_plan(verbs)
     _add_training(verbs)
     _add_views(verbs)
     return parser
@@ -152,6 +154,27 @@ def _add_exports(verbs: argparse._SubParsersAction) -> None:
         help="one layer in memory at a time, and every layer compared (default: where it must)",
     )
     _add_trust(parser)
+
+
+def _add_plan(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(
+        verbs,
+        "plan",
+        "launch.plan:plan",
+        "count the memory of a recipe; status 1 if it is too much",
+    )
+    parser.add_argument(
+        "--factory",
+        required=True,
+        metavar="\"F(stage='sft',size='2b')\"",
+        help="the recipe and its arguments",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--gpu", required=True, choices=tuple(GPUS))
+    parser.add_argument("--nodes", type=int, help="instead of the recipe's")
+    parser.add_argument(
+        "--vocabulary", type=int, metavar="N", help="tokens, where there is no checkpoint yet"
+    )
 
 
 def _add_training(verbs: argparse._SubParsersAction) -> None:

@@ -152,6 +152,7 @@ def optimizer(stage: StageRow, layout: LayoutRow) -> run.Config:
             clip_grad=stage.clip_grad,
             use_distributed_optimizer=True,
             bf16=layout.precision != "fp32",
+            **optimizer_state(layout),
         ),
         lr_scheduler=run.Config(
             CosineAnnealingScheduler,
@@ -161,6 +162,17 @@ def optimizer(stage: StageRow, layout: LayoutRow) -> run.Config:
             min_lr=stage.min_lr,
         ),
     )
+
+
+def optimizer_state(layout: LayoutRow) -> dict[str, object]:
+    """Return the fields of an OptimizerConfig for the layout's types of the optimizer's state."""
+    if layout.precision == "fp32" or layout.optimizer_state == "fp32":
+        return {}
+    return {
+        "use_precision_aware_optimizer": True,
+        "exp_avg_dtype": torch.bfloat16,
+        "exp_avg_sq_dtype": torch.bfloat16,
+    }
 
 
 def log(stage: StageRow, dir: str, name: str) -> run.Config:

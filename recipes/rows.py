@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 Precision = Literal["fp32", "bf16", "fp8"]
+OptimizerState = Literal["fp32", "bf16"]
 RowT = TypeVar("RowT")
 
 
@@ -86,6 +87,10 @@ class LayoutRow:
     """Reduce gradients and gather parameters while computing."""
 
     async_checkpoint: bool = True
+    optimizer_state: OptimizerState = "fp32"
+    """Of the moments. With bf16 they take 2 bytes each, and of the fp32 master weights only the 2
+    bytes are stored that the bf16 weights lack. Without effect in fp32 training."""
+
     num_workers: int = 4
     """Data-loading processes per rank."""
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sample_loaders.conversation import parse_llava
+from sample_loaders.conversation import IMAGE_PLACEHOLDER
 from sample_loaders.document import Sample, parse_record
 from sample_loaders.errors import BadSample, Reason
+from sample_loaders.placeholders import with_our_placeholders
 
 RECORD_PART = "json"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -28,7 +29,9 @@ class ShardSample:
     images: Mapping[str, Any]
 
 
-def cook_parts(parts: Mapping[str, Any], key: str, source: str) -> ShardSample:
+def cook_parts(
+    parts: Mapping[str, Any], key: str, source: str, image_token: str = IMAGE_PLACEHOLDER
+) -> ShardSample:
     """Reads a crude sample: `json`, and images as `jpg`, or `0.jpg`, `1.png`, ... in this order.
 
     The JSON part is a LLaVA record or only its list of conversations, or a document. A record may
@@ -41,6 +44,7 @@ def cook_parts(parts: Mapping[str, Any], key: str, source: str) -> ShardSample:
             names that start with two underscores are no parts.
         key: The name that the sample goes by.
         source: The name of the data set.
+        image_token: What stands for an image in the text.
 
     Raises:
         BadSample: The sample cannot be used.
@@ -54,7 +58,7 @@ def cook_parts(parts: Mapping[str, Any], key: str, source: str) -> ShardSample:
     )
     if isinstance(record, Mapping) and not named:
         record = {**record, "images": members}
-    sample = parse_record(record, key, source)
+    sample = parse_record(with_our_placeholders(record, image_token), key, source)
     if len(sample.images) != len(members):
         raise BadSample(
             Reason.IMAGE_COUNT,
@@ -74,6 +78,7 @@ def read_vqa(
     *,
     key: str,
     source: str,
+    image_token: str = IMAGE_PLACEHOLDER,
 ) -> ShardSample:
     """Reads the fields of an Energon VQA sample.
 
@@ -85,6 +90,7 @@ def read_vqa(
         answer_weights: Weights of alternative answers, or None.
         key: The name that the sample goes by.
         source: The name of the data set.
+        image_token: What stands for an image in the questions.
 
     Raises:
         BadSample: The sample cannot be used.
@@ -103,9 +109,72 @@ def read_vqa(
         turns.append({"from": "human", "value": question})
         turns.append({"from": "gpt", "value": reply})
     given = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
-    images = {f"image {number}": value for number, value in enumerate(given)}
+    images = _named(given)
     record = {"conversations": turns, "images": list(images)}
-    return ShardSample(sample=parse_llava(record, key, source), images=images)
+    sample = parse_record(with_our_placeholders(record, image_token), key, source)
+    return ShardSample(sample=sample, images=images)
+
+
+def read_matched(
+    images: Sequence[Any],
+    texts: Sequence[str],
+    matched_text_indices: Sequence[int] | None,
+    *,
+    image_following_text: bool,
+    key: str,
+    source: str,
+) -> ShardSample:
+    """Reads the fields of an Energon sample whose images are matched to texts, as in MMC4.
+
+    Makes one document of it. Several images may be matched to one text; NeVA's own encoder loses
+    all but the first.
+
+    Args:
+        images: Decoded images.
+        texts: Sentences or paragraphs, in order.
+        matched_text_indices: For each image the number of its text.
+        image_following_text: Whether an image comes after its text, or before it.
+        key: The name that the sample goes by.
+        source: The name of the data set.
+
+    Raises:
+        BadSample: The sample cannot be used.
+    """
+    texts = _texts(texts, "texts")
+    places = list(matched_text_indices or ())
+    if len(places) != len(images):
+        raise BadSample(
+            Reason.IMAGE_COUNT,
+            f"The sample has {len(images)} image(s), of which {len(places)} are matched to a text.",
+        )
+    if any(not 0 <= place < len(texts) for place in places):
+        raise BadSample(
+            Reason.WRONG_TYPE,
+            f"An image is matched to one of the texts {places}, but there are {len(texts)}.",
+        )
+    if any(IMAGE_PLACEHOLDER in text for text in texts):
+        raise BadSample(Reason.IMAGE_COUNT, f"A text holds {IMAGE_PLACEHOLDER} itself.")
+    order = sorted(range(len(images)), key=lambda number: places[number])
+    pieces = []
+    for number, text in enumerate(texts):
+        own = [IMAGE_PLACEHOLDER] * places.count(number)
+        lines = [text, *own] if image_following_text else [*own, text]
+        pieces.append("\n".join(lines) + ("\n" if own and image_following_text else ""))
+    named = _named([images[number] for number in order])
+    record = {"document": _joined(pieces), "images": list(named)}
+    return ShardSample(sample=parse_record(record, key, source), images=named)
+
+
+def _joined(pieces: Sequence[str]) -> str:
+    """Puts a space between texts, and none behind a line that an image closes."""
+    joined = ""
+    for piece in pieces:
+        joined += piece if not joined or joined.endswith("\n") else f" {piece}"
+    return joined.rstrip("\n")
+
+
+def _named(images: Sequence[Any]) -> dict[str, Any]:
+    return {f"image {number}": image for number, image in enumerate(images)}
 
 
 def _is_image(name: str) -> bool:

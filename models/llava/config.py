@@ -274,8 +274,7 @@ def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:
         raise ValueError(
             f"projector_hidden_act: {description.projector_hidden_act!r} is not supported; gelu is."
         )
-    slots_per_image(description)  # refuses what cannot be merged
-    return LlavaConfig(
+    config = LlavaConfig(
         language_transformer_config=language_config_from_hf(description.text_config),
         vision_transformer_config=vision_config_from_hf(
             description.vision_config,
@@ -286,3 +285,5 @@ def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:
         projector_bias=description.multimodal_projector_bias,
         image_token_id=description.image_token_index,
     )
+    slots_per_image(description)  # refuses what cannot be merged
+    return config

@@ -47,7 +47,9 @@ def towers(size: str) -> dict[str, VisionRow]:
 # One GPU, as published; others only share the batch.
 LAYOUTS: dict[str, LayoutRow] = {
     "nano": LLAVA_LAYOUTS["nano"],
-    "1b": LayoutRow(micro_batch_size=1, recompute=True, async_checkpoint=False),
+    "1b": LayoutRow(
+        micro_batch_size=1, recompute=True, async_checkpoint=False, optimizer_state="bf16"
+    ),
 }
 
 assert set(get_args(Size)) == SIZES.keys() == LAYOUTS.keys()

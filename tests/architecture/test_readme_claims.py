@@ -53,7 +53,7 @@ EVIDENCE = {
     "llava_jp": {
         "import": (f"{CONVERTERS}test_llava_jp.py", 'import_checkpoint("llava_jp"'),
         "export": (f"{CONVERTERS}test_llava_jp.py", 'layout="llava_jp"'),
-        "stages / full": (PARALLEL, '"llava_jp_whole"'),
+        "stages / full": (PARALLEL, 'whole["llava_jp_whole"]'),
         "LoRA": (ADAPTERS, '"llava_jp_lora_tp2"'),
         "TP": (PARALLEL, LAYOUTS_OF_LLAVA),
         "PP": (PARALLEL, LAYOUTS_OF_LLAVA),

@@ -20,7 +20,7 @@ def test_each_family_is_found_by_name_and_by_model_type(nemo, tmp_path):
     [
         (
             '{"model_type": "gpt2"}',
-            "holds a model of type 'gpt2'; nvila_lite or mllama or llava or llava-jp is",
+            "of type 'gpt2'; nvila_lite or mllama or llava or neva_llava or llava-jp is",
         ),
         ("{", "config.json is not JSON"),
         ("[]", "config.json is not a JSON object"),

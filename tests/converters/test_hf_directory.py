@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from converters.hf_directory import (
     make_image_processor,
     write_assets,
 )
+from converters.neva_directory import CODE_FILES as NEVA_CODE_FILES
 from launch.quickstart.parents import train_tokenizer
 from models.hf_code.configuration_nvila_lite import NVILALiteConfig
 
@@ -152,7 +154,12 @@ def test_tied_embeddings_survive_the_configuration(
 
 def test_code_is_self_contained():
     source = Path(__file__).parents[2] / "models" / "hf_code"
-    assert {path.name for path in source.glob("*.py")} - {"__init__.py"} == set(CODE_FILES)
+    everything = {path.name for path in source.glob("*.py")} - {"__init__.py"}
+    assert everything == {*CODE_FILES, *NEVA_CODE_FILES}
+    for files in (CODE_FILES, NEVA_CODE_FILES):
+        for name in files:
+            imported = re.findall(r"^from \.(\w+) import", (source / name).read_text(), re.M)
+            assert {f"{module}.py" for module in imported} <= set(files), name
 
 
 def test_a_dot_in_the_name_is_refused():

@@ -16,6 +16,13 @@ VQA = {
     "part_filter": "sample_loader.py:part_filter",
     "sample_loader": "sample_loader.py:sample_loader",
 }
+MATCHED = VQA | {
+    "sample_type": {
+        "__module__": "megatron.energon",
+        "__class__": "SimilarityInterleavedSample",
+    },
+    "sample_loader": "sample_loader.py:matched_loader",
+}
 # What the tutorial tells users to write.
 SAMPLE_LOADER = """
 def sample_loader(raw: dict) -> dict:
@@ -26,6 +33,11 @@ def sample_loader(raw: dict) -> dict:
 
 def part_filter(part: str) -> bool:
     return part in ("jpg", "json")
+
+
+def matched_loader(raw: dict) -> dict:
+    texts = [entry["value"].replace("<image>\\n", "") for entry in raw["json"]]
+    return dict(images=[raw["jpg"]], texts=texts, matched_text_indices=[1])
 """
 
 

@@ -50,6 +50,21 @@ def test_vqa_samples_give_the_same_batches_as_crude_ones(make_energon, tmp_path)
             assert (first[name] == second[name]).all(), name
 
 
+def test_images_that_are_matched_to_texts(make_energon, tmp_path, energon_encoder):
+    samples = [data.good_sample(3 * number) for number in range(4)]
+    folder = data.write_set(tmp_path / "matched", {"train": samples}, data.MATCHED)
+    batch = next(make_energon(folder, shuffle_buffer_size=0))
+    assert batch["tiles"].shape[0] == 2
+    row = batch["tokens"][0]
+    text = energon_encoder.assets.tokenizer.decode(row[row != energon_encoder.pad_token_id])
+    name = batch["sample_keys"][0].rpartition("/")[2]
+    assert text.startswith(f"What is {name}? It is {name}.\n<image>")
+    # All of the text is learnt but its first token, and no place of an image.
+    learnt = batch["labels"][0]
+    learnt = energon_encoder.assets.tokenizer.decode(learnt[learnt >= 0])
+    assert learnt.endswith(f"is {name}? It is {name}.\n<|im_end|>")
+
+
 def bad_samples():
     """Good ones at 0, 1, 6, 7 and at the end; one of each kind of damage in between."""
     broken = data.good_sample(3)

@@ -222,7 +222,10 @@ def test_exact_match_with_japanese_roles(loaded, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"model_type": "bert"}', "holds a model of type 'bert'; nvila_lite or llava or mllama"),
+        (
+            '{"model_type": "bert"}',
+            "holds a model of type 'bert'; nvila_lite or llava or neva_llava or mllama",
+        ),
         ("{}", "holds a model of type None"),
         ("[]", "is not a JSON object"),
         ("{", "is not JSON"),

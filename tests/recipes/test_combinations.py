@@ -1,5 +1,6 @@
 """NeVA's parts combined: each nano row is put together, trained, exported and imported again."""
 
+import json
 import os
 from itertools import product
 
@@ -80,3 +81,23 @@ def test_a_combination_trains_and_comes_back(name, trained, single_process, tmp_
     import_checkpoint(family, tmp_path / "exported", tmp_path / "imported")
     result = verify_checkpoint(tmp_path / "exported", tmp_path / "imported")
     assert result.passed, result.to_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_an_export_with_code_answers_questions(trained, nano_start, tmp_path):
+    """Its processor puts in as many positions as the projector makes, in batches too."""
+    from converters.export_hf import export_checkpoint
+    from launch.__main__ import main
+    from models.checkpoint_paths import find_checkpoint
+
+    name = "llama-mlp_downsample_2x2_fix-internvit"
+    out = tmp_path / "exported"
+    export_checkpoint(find_checkpoint(trained / "runs" / name), out)
+    data = ["--data", nano_start["train_paths"][0], "--image-folder", nano_start["image_folder"]]
+    arguments = ["eval", "--hf", str(out), "--task", "exact_match", *data, "--limit", "12"]
+    assert main([*arguments, "--json", str(tmp_path / "done.json")]) == 0
+    assert json.loads((tmp_path / "done.json").read_text())["questions"] == 12
+    # Code that is not ours is not run unasked.
+    (out / "modeling_neva_llava.py").write_text("import os\n")
+    assert main(arguments) == 2

@@ -8,7 +8,7 @@ JSON is a list of runs, done one after the other in the same processes:
 "stage", "family", "size", "vision", "projector", "peft_scheme", "peft": {...},
 "working_directory", "trainer": {...}, "batch_notes",
 "fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...}, "ckpt": {...},
-"optim": {...}, "objective": {...}};
+"optim": {...}, "objective": {...}, "optimizer_state"};
 the family is nvila, llava, llava_jp (stage sft) or mllama. A run without train_paths reads shards,
 data.path. Each rank appends to the file batch_notes + its number what every micro-batch held. The
 last rank has the fault: "SIGTERM", "hang" or "full_disk" after a step, or "loss" or "gradient"
@@ -45,6 +45,8 @@ import recipes.nvila
 from datamodules.energon_stream import EvaluationBatches, TrainingBatches
 from recipes.bad_steps import BadSteps
 from recipes.hang_watchdog import HangWatchdog
+from recipes.parts import optimizer_state
+from recipes.rows import LayoutRow
 
 SPARE_BYTES = 500_000
 """Of a full disk: for logs, but not for a checkpoint."""
@@ -165,6 +167,10 @@ def build(options):
         setattr(recipe.trainer.strategy, name, value)
     for name, value in options.get("ddp", {}).items():
         setattr(recipe.trainer.strategy.ddp, name, value)
+    if "optimizer_state" in options:
+        layout = LayoutRow(micro_batch_size=8, optimizer_state=options["optimizer_state"])
+        for name, value in optimizer_state(layout).items():
+            setattr(recipe.optim.config, name, value)
     for name, value in options.get("optim", {}).items():
         setattr(recipe.optim, name, value)
     for name, value in options.get("objective", {}).items():

@@ -68,3 +68,22 @@ def test_what_the_processor_cannot_count_is_refused():
 def test_an_unknown_projector_is_refused():
     with pytest.raises(ValueError, match="mm_projector_type='resampler' is unknown: .* affine"):
         NevaLlavaConfig(mm_projector_type="resampler")
+
+
+@pytest.mark.usefixtures("nemo")
+def test_what_the_assets_decide_of_a_tower_is_adopted():
+    """A recipe's row knows neither the published LLaVA-JP's lost patch nor a carried head."""
+    from models.llava.config import LlavaConfig, LlavaLanguageConfig
+    from models.nvila.config import SiglipTowerConfig
+
+    sizes = {"num_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "ffn_hidden_size": 48}
+    ours, theirs = (
+        LlavaConfig(
+            language_transformer_config=LlavaLanguageConfig(**sizes),
+            vision_transformer_config=SiglipTowerConfig(**sizes, **flags),
+        )
+        for flags in ({}, {"drops_first_patch": True, "carries_head": True})
+    )
+    ours.adopt(theirs)
+    assert ours.vision_transformer_config.drops_first_patch
+    assert ours.vision_transformer_config.carries_head

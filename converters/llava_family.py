@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class LlavaFamily(Family):
-    """Llama or the like behind CLIP or SigLIP and a projector of two layers."""
+    """Llama or the like behind a CLIP, SigLIP or InternViT; the projector has two layers."""
 
     name = "llava"
     model_type = "llava"

@@ -83,10 +83,10 @@ class TextRows:
 
         Returns:
             A micro-batch, with t positions in all: tokens int64 [1, t]; position_ids int64 [1, t],
-            from 0 in every sequence; labels int64 [1, t]; loss_mask float32 [1, t]; cu_seqlens
-            int32 [n + 1], where each of n sequences begins, and t; max_seqlen, the length of the
-            longest; sample_keys list[str]; num_tokens int, without the padding. And which sequence
-            each sample is.
+            from 0 in every sequence, and 0 in the rest of a row; labels int64 [1, t]; loss_mask
+            float32 [1, t]; cu_seqlens int32 [n + 1], where each of n sequences begins, and t;
+            max_seqlen, the length of the longest; sample_keys list[str]; num_tokens int, without
+            the padding. And which sequence each sample is.
         """
         assert all(rows), "a row without samples"
         used = [sum(len(sample.tokens) for sample in row) for row in rows]
@@ -95,6 +95,7 @@ class TextRows:
         labels = np.full(length * len(rows), IGNORED, dtype=np.int64)
         starts: list[int] = []
         sequences: list[int] = []
+        rests: list[int] = []
         for number, row in enumerate(rows):
             end = number * length
             for sample in row:
@@ -104,10 +105,13 @@ class TextRows:
                 tokens[starts[-1] : end] = sample.tokens
                 labels[starts[-1] : end] = sample.labels
             if end < (number + 1) * length:
+                rests.append(len(starts))
                 starts.append(end)
         cu_seqlens = np.array([*starts, len(tokens)], dtype=np.int32)
         lengths = np.diff(cu_seqlens)
         positions = np.arange(len(tokens), dtype=np.int64) - np.repeat(cu_seqlens[:-1], lengths)
+        for rest in rests:  # which may be longer than a table of learned positions
+            positions[cu_seqlens[rest] : cu_seqlens[rest + 1]] = 0
         label_row = torch.from_numpy(labels)[None]
         batch = {
             "tokens": torch.from_numpy(tokens)[None],

@@ -101,7 +101,8 @@ class PreferenceEncoder:
         """
         if not isinstance(sample, PreferenceSample):
             raise BadSample(
-                Reason.MISSING_KEY, 'The record has no "chosen" and "rejected" answers.'
+                Reason.MISSING_KEY,
+                'The record is no preference: a question, and "chosen" and "rejected" answers.',
             )
         chosen, rejected = self._encoder.plan_alike(sample.conversations(), images)
         return PairPlan(

@@ -19,9 +19,13 @@ FRAMEWORK_BYTES = 2 * 2**30
 """CUDA's context, NCCL's buffers and workspaces. A guess."""
 
 _SPLIT = re.compile(
-    r"linear_\w+\.weight$|linear_(qkv|fc1|q|kv)\.bias$|word_embeddings\.weight$|output_layer\.weight$"
+    r"\.layers\..*linear_\w+\.weight$|\.layers\..*linear_(qkv|fc1|q|kv)\.bias$"
+    r"|word_embeddings\.weight$|output_layer\.weight$"
 )
 """Parameters of which every tensor-parallel rank has a part."""
+
+_EMBEDDING = "language_model.embedding.word_embeddings.weight"
+_OUTPUT = "language_model.output_layer.weight"
 
 _LAYER = re.compile(r"language_model\.decoder\.layers\.")
 
@@ -95,6 +99,11 @@ def count_weights(model: nn.Module, layout: Layout, adapters: int = 0) -> Weight
         trained += count if is_trained else 0
         parts = layout.tensor_parallel if _SPLIT.search(name) else 1
         stages.add(name, count / parts, is_trained)
+    names = dict(model.named_parameters())
+    if layout.pipeline_parallel > 1 and _OUTPUT not in names:
+        # The last stage has the embedding a second time, as its output layer.
+        tied = names[_EMBEDDING]
+        stages.add(_OUTPUT, tied.numel() / layout.tensor_parallel, tied.requires_grad)
     for name, buffer in model.named_buffers():  # what is only carried through
         stages.add(name, buffer.numel(), is_trained=False)
     on_gpu, trained_on_gpu = stages.fullest(layout)

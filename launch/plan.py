@@ -23,10 +23,6 @@ GPUS = {
 """Memory in GiB."""
 
 
-MERGED = {"mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
-"""Patches along each side of what becomes one position."""
-
-
 def plan(options: Namespace) -> dict[str, Any]:
     """Count the memory of a recipe on its fullest GPU, and say whether it fits.
 
@@ -92,12 +88,14 @@ def _set_vocabulary(config: Any, vocabulary: int | None) -> None:
 
 def _images(config: Any, data: Any) -> int:
     """Return how many tiles a row can have."""
+    from models.hf_code.configuration_neva_llava import PROJECTORS
+
     projector = getattr(config, "mm_projector_type", None)
     if projector is None:  # of the cross-attention, which takes no positions: one image
         return data.max_tiles
     vision = config.vision_transformer_config
     side = vision.image_size // vision.patch_size
-    slots = (-(-side // MERGED.get(projector, 1))) ** 2
+    slots = (-(-side // PROJECTORS.get(projector, 1))) ** 2
     return max(1, data.seq_length // slots)
 
 
@@ -118,6 +116,12 @@ def _layout(recipe: run.Partial, config: Any) -> Layout:
     is_fp32 = recipe.trainer.plugins.precision == "32"
     has_reference = recipe.model.objective is not None and not recipe.model.objective.reference_free
     data_parallel = ranks // (tensor * pipeline)
+    if data.global_batch_size % (data.micro_batch_size * data_parallel):
+        raise ValueError(
+            f"nodes: with {data_parallel} data-parallel ranks a micro batch of "
+            f"{data.micro_batch_size} does not divide the global batch of "
+            f"{data.global_batch_size}; use another number of GPUs."
+        )
     return Layout(
         tensor_parallel=tensor,
         pipeline_parallel=pipeline,

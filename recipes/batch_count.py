@@ -5,16 +5,19 @@ from nemo.lightning import io
 
 
 class BatchCount(pl.Callback, io.IOMixin):
-    """Sets Lightning's count of batches to the steps that are done, when training starts.
+    """Counts batches on from the steps that are done, when training starts.
 
     A checkpoint is written before Lightning has counted its last batch as completed, so its own
-    count is one behind after every resume, and `val_check_interval` with it. A validation that was
-    due when the run was stopped is then made at once.
+    count is one behind after every resume, and `val_check_interval` with it; and the first
+    validation after a resume would leave out what the last one before had counted. A validation
+    that was cut off is not made up for.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count; a step is one batch here."""
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        for counts in (progress.current, progress.total):
-            for name in ("ready", "started", "processed", "completed"):
-                setattr(counts, name, trainer.global_step)
+        """Count; a step is one batch here, and an epoch has no end."""
+        loop = trainer.fit_loop.epoch_loop
+        # Batches of this process are counted from 0 then, those of the run from the steps done.
+        loop.restarting = False
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(loop.batch_progress.total, name, trainer.global_step)
+        trainer.check_val_every_n_epoch = None  # so that the run's batches are what counts

@@ -266,7 +266,7 @@ def data(stage: StageRow, layout: LayoutRow, assets: str, folder: str, kind: str
     if stage.conversation_template is not None:
         config.conversation_template = stage.conversation_template
     if kind == "shards":
-        config.validation_split = None  # the trainer validates nothing, and blends have no split
+        config.validation_split = None  # unless the user names one: blends have none
     return config
 
 

@@ -8,6 +8,7 @@ costs one copy of what trains; with adapters it costs next to nothing.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +18,7 @@ from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronParallel, MegatronStep
 
-from models.checkpoint_paths import find_checkpoint
+from models.checkpoint_paths import find_checkpoint, is_checkpoint
 from models.preference import REFERENCE_KEY, answer_log_probabilities
 from recipes.reference_weights import Weights, in_place, reference_weights
 
@@ -32,7 +33,16 @@ class ReferencePass(pl.Callback, io.IOMixin):
 
     def __init__(self, reference: str | None = None) -> None:
         self.reference = reference
-        self._weights: Weights = ()
+        self._checkpoint: str | None = None
+        self._weights: Weights | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which checkpoint is the reference."""
+        return {"checkpoint": self._checkpoint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the reference of the run that is resumed."""
+        self._checkpoint = state_dict["checkpoint"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Read the reference's weights.
@@ -48,14 +58,17 @@ class ReferencePass(pl.Callback, io.IOMixin):
                 "reference: None is not allowed for a run that starts from random weights; give a "
                 "checkpoint, or set model.objective.reference_free=True."
             )
-        checkpoint = find_checkpoint(start, "reference")
-        self._weights = reference_weights(trainer.strategy.megatron_parallel, checkpoint)
+        # The run that was started from may have newer checkpoints now.
+        if self._checkpoint is None or not is_checkpoint(Path(self._checkpoint)):
+            self._checkpoint = str(find_checkpoint(start, "reference").resolve())
+        model = trainer.strategy.megatron_parallel
+        self._weights = reference_weights(model, Path(self._checkpoint))
 
     def on_megatron_step_start(self, step: MegatronStep) -> MegatronStep:
         """Run the reference over the step's micro-batches, in training and in validation."""
         if step.trainer.lightning_module.objective.reference_free:
             return step
-        assert self._weights, "a validation before training has no reference"
+        assert self._weights is not None, "a validation before training has no reference"
         batches = [next(step.data) for _ in range(get_num_microbatches())]
         with in_place(self._weights), _evaluating(step.pipeline), torch.no_grad():
             answers = _run(step, batches)

@@ -34,10 +34,10 @@ def cook_parts(
 ) -> ShardSample:
     """Reads a crude sample: `json`, and images as `jpg`, or `0.jpg`, `1.png`, ... in this order.
 
-    The JSON part is a LLaVA record or only its list of conversations, or a document. A record may
-    name its images anyhow, as their names are often paths of the place that it was packed from, but
-    it must name as many as there are; where the names are those of the parts, they choose the
-    order.
+    The JSON part is a LLaVA record or only its list of conversations, a document, or a
+    preference. A record may name its images anyhow, as their names are often paths of the place
+    that it was packed from, but it must name as many as there are; where the names are those of the
+    parts, they choose the order.
 
     Args:
         parts: Bytes by the part's name, which is the file's name in the shard after its first dot;

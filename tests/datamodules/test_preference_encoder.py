@@ -73,7 +73,7 @@ def test_a_question_is_never_cut_away(make_pairs):
 
 
 def test_other_records_and_other_encoders_are_refused(make_pairs, make_encoder, make_record):
-    with pytest.raises(BadSample, match='no "chosen" and "rejected"'):
+    with pytest.raises(BadSample, match="The record is no preference"):
         make_pairs().encode(parse_record(make_record("Q", "A"), "k", "s"))
     with pytest.raises(BadSample, match="preference_pairs=True only"):
         make_encoder().encode(preference("Q", chosen="yes", rejected="no"))

@@ -49,7 +49,7 @@ def starts(nano_start, nano_llava_starts, tmp_path_factory):
         "train_paths": [str(folder / "train.jsonl")],
         "image_folder": nano_start["image_folder"],
         "data": {"validation_paths": [str(folder / "held_out.jsonl")]},
-        "trainer": {"val_check_interval": 3},
+        "trainer": {"val_check_interval": 2},  # as often as a checkpoint is written
     }
     nvila = {"family": "nvila", "init_from": nano_start["init_from"]}
     llava = {"family": "llava", "init_from": nano_llava_starts["llava"]["init_from"]}
@@ -104,9 +104,9 @@ def test_the_model_starts_as_its_reference_and_learns_to_prefer(trained, name):
     assert steps[-1]["preference_loss"] < steps[0]["preference_loss"] - 0.005
     assert all(row["sft_loss"] > 0 for row in steps)
     # On pairs that it has never seen.
-    first, last = validations(trained, name)
-    assert (first["step"], last["step"]) == (3, 6)
-    assert first["pairs"] == last["pairs"] == 24
+    first, middle, last = validations(trained, name)
+    assert (first["step"], middle["step"], last["step"]) == (2, 4, 6)
+    assert first["pairs"] == middle["pairs"] == last["pairs"] == 24
     assert last["preference_margin"] > first["preference_margin"] > 0
     assert last["preference_accuracy"] == 1.0
 

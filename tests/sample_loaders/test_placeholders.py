@@ -23,6 +23,16 @@ def test_another_placeholder_in_each_form():
     preference = {"conversations": turns("[IMG]")[:1], "chosen": "a", "rejected": "b", "image": "i"}
     sample = parse_record(with_our_placeholders(preference, "[IMG]"), "k", "s")
     assert sample.turns[0].text == "<image>"
+    preference["rejected"] = {"from": "gpt", "value": "b [IMG]"}
+    changed = with_our_placeholders(preference, "[IMG]")
+    with pytest.raises(BadSample, match='"rejected" holds <image>'):
+        parse_record(changed, "k", "s")
+
+
+def test_our_placeholder_beside_another_is_refused():
+    record = {"image": "a.png", "conversations": turns("[IMG] says <image>")}
+    with pytest.raises(BadSample, match="holds <image>, while '\\[IMG\\]' stands for images"):
+        with_our_placeholders(record, "[IMG]")
 
 
 @pytest.mark.parametrize("record", [None, [1], {"conversations": 3}, {"conversations": [None, {}]}])

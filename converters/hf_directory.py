@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,10 @@ def check_directory_name(directory: Path) -> None:
         )
 
 
-def write_code(directory: Path) -> None:
-    """Copies the model, configuration and processor code into an exported directory."""
+def write_code(directory: Path, files: Sequence[str] = CODE_FILES) -> None:
+    """Copies code of `models.hf_code` into an exported directory."""
     source = Path(hf_code.__path__[0])
-    for name in CODE_FILES:
+    for name in files:
         shutil.copyfile(source / name, directory / name)
 
 

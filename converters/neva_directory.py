@@ -1,10 +1,5 @@
 """The modelling code of exported LLaVAs with one of NeVA's other projectors."""
 
-import shutil
-from pathlib import Path
-
-from models import hf_code
-
 NEVA_CLASS = "NevaLlavaForConditionalGeneration"
 NEVA_AUTO_MAP = {
     "AutoConfig": "configuration_neva_llava.NevaLlavaConfig",
@@ -16,10 +11,3 @@ CODE_FILES = (
     "modeling_neva_llava.py",
     "projector_nvila_lite.py",
 )
-
-
-def write_code(directory: Path) -> None:
-    """Copies the model and configuration code into an exported directory."""
-    source = Path(hf_code.__path__[0])
-    for name in CODE_FILES:
-        shutil.copyfile(source / name, directory / name)

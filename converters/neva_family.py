@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from converters.hf_directory import check_directory_name
+from converters.hf_directory import check_directory_name, write_code
 from converters.llava_family import LlavaFamily
-from converters.neva_directory import write_code
+from converters.neva_directory import CODE_FILES
 from models.hf_code.configuration_neva_llava import NevaLlavaConfig
 from models.hf_code.modeling_neva_llava import NevaLlavaForConditionalGeneration
 from models.llava.description import read_assets_config
@@ -34,7 +34,7 @@ class NevaFamily(LlavaFamily):
 
     def write_code(self, folder: Path) -> None:
         """Copy the modelling code."""
-        write_code(folder)
+        write_code(folder, CODE_FILES)
 
     def check_code(self, hf: Path) -> None:
         """Refuse code that is not a copy of ours."""

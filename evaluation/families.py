@@ -5,7 +5,7 @@ A family is chosen by the `model_type` of config.json.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,15 @@ def _mllama_cost(processor: Any, query: Query) -> tuple[int, int]:
     return 0, _text_length(query)
 
 
+_LLAVA = AnswerFamily(
+    check_directory=lambda directory: None,
+    runs_directory_code=False,
+    prompt=_llava_prompt,
+    inputs=_llava_inputs,
+    group=lambda query: 0,
+    cost=_llava_cost,
+)
+
 FAMILIES: dict[str, AnswerFamily] = {
     "nvila_lite": AnswerFamily(
         check_directory=require_known_code,
@@ -175,22 +184,8 @@ FAMILIES: dict[str, AnswerFamily] = {
         group=lambda query: 0,
         cost=_nvila_cost,
     ),
-    "llava": AnswerFamily(
-        check_directory=lambda directory: None,
-        runs_directory_code=False,
-        prompt=_llava_prompt,
-        inputs=_llava_inputs,
-        group=lambda query: 0,
-        cost=_llava_cost,
-    ),
-    "neva_llava": AnswerFamily(
-        check_directory=require_known_code,
-        runs_directory_code=True,
-        prompt=_llava_prompt,
-        inputs=_llava_inputs,
-        group=lambda query: 0,
-        cost=_llava_cost,
-    ),
+    "llava": _LLAVA,
+    "neva_llava": replace(_LLAVA, check_directory=require_known_code, runs_directory_code=True),
     "mllama": AnswerFamily(
         check_directory=lambda directory: None,
         runs_directory_code=False,

@@ -156,13 +156,7 @@ def _add_exports(verbs: argparse._SubParsersAction) -> None:
     _add_trust(parser)
 
 
-def _add_plan(verbs: argparse._SubParsersAction) -> None:
-    parser = _verb(
-        verbs,
-        "plan",
-        "launch.plan:plan",
-        "count the memory of a recipe; status 1 if it is too much",
-    )
+def _add_factory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--factory",
         required=True,
@@ -170,6 +164,16 @@ def _add_plan(verbs: argparse._SubParsersAction) -> None:
         help="the recipe and its arguments",
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+
+
+def _add_plan(verbs: argparse._SubParsersAction) -> None:
+    parser = _verb(
+        verbs,
+        "plan",
+        "launch.plan:plan",
+        "count the memory of a recipe; status 1 if it is too much",
+    )
+    _add_factory(parser)
     parser.add_argument("--gpu", required=True, choices=tuple(GPUS))
     parser.add_argument("--nodes", type=int, help="instead of the recipe's")
     parser.add_argument(
@@ -184,13 +188,7 @@ def _add_training(verbs: argparse._SubParsersAction) -> None:
         "launch.train:train",
         "run a recipe through NeMo-Run; KEY=VALUE overrides any field of it",
     )
-    parser.add_argument(
-        "--factory",
-        required=True,
-        metavar="\"F(stage='sft',size='2b')\"",
-        help="the recipe and its arguments",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    _add_factory(parser)
     parser.add_argument(
         "--dry-run",
         "--dryrun",

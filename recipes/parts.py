@@ -280,6 +280,8 @@ def finetune(
     num_gpus_per_node: int,
     init_from: str,
     data_kind: str,
+    peft_scheme: str | None,
+    adapter_options: Mapping[str, object],
 ) -> run.Partial:
     """Compose a run of `model` in `dir/name`, from the weights and assets of `init_from`.
 
@@ -303,6 +305,8 @@ def finetune(
     )
     if stage.preference_beta is not None:
         _learn_preferences(recipe, stage.preference_beta, stage.save_every_steps)
+    if peft_scheme in ADAPTER_SCHEMES:
+        recipe.peft = adapters(peft_scheme, stage, adapter_options)
     return recipe
 
 

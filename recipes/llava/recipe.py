@@ -71,7 +71,7 @@ def finetune_recipe(
     layout = parts.with_precision((LORA_LAYOUTS if is_adapted else LAYOUTS)[size], precision)
     gpus = (1 if is_nano(size) else 8) if num_gpus_per_node is None else num_gpus_per_node
     start = init_from or f"{dir}/{row.starts_from}"
-    recipe = parts.finetune(
+    return parts.finetune(
         model(language, tower, row, layout, assets=start, projector=projector),
         row,
         layout,
@@ -81,10 +81,9 @@ def finetune_recipe(
         num_gpus_per_node=gpus,
         init_from=start,
         data_kind=data,
+        peft_scheme=peft_scheme,
+        adapter_options=LORA_OPTIONS,
     )
-    if peft_scheme in parts.ADAPTER_SCHEMES:
-        recipe.peft = parts.adapters(peft_scheme, row, LORA_OPTIONS)
-    return recipe
 
 
 @run.cli.factory(target=llm.finetune, name="llava_pretrain")

@@ -61,7 +61,7 @@ def finetune_recipe(
     row = stage_row(stage, peft_scheme, size)
     layout = parts.with_precision(LAYOUTS[size], precision)
     start = init_from or f"{dir}/{row.starts_from}"
-    recipe = parts.finetune(
+    return parts.finetune(
         model(language, tower, row, layout, assets=start),
         row,
         layout,
@@ -71,10 +71,9 @@ def finetune_recipe(
         num_gpus_per_node=num_gpus_per_node,
         init_from=start,
         data_kind=data,
+        peft_scheme=peft_scheme,
+        adapter_options=LORA_OPTIONS,
     )
-    if peft_scheme in parts.ADAPTER_SCHEMES:
-        recipe.peft = parts.adapters(peft_scheme, row, LORA_OPTIONS)
-    return recipe
 
 
 @run.cli.factory(target=llm.finetune, name="llava_jp_pretrain")

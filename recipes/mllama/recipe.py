@@ -102,7 +102,7 @@ def finetune_recipe(
     is_adapted = peft_scheme in parts.ADAPTER_SCHEMES
     layout = parts.with_precision((LORA_LAYOUTS if is_adapted else LAYOUTS)[size], precision)
     start = init_from or f"{dir}/{row.starts_from}"
-    recipe = parts.finetune(
+    return parts.finetune(
         model(size_row, row, layout, assets=start),
         row,
         layout,
@@ -114,7 +114,6 @@ def finetune_recipe(
         else num_gpus_per_node,
         init_from=start,
         data_kind=data,
+        peft_scheme=peft_scheme,
+        adapter_options=LORA_OPTIONS,
     )
-    if peft_scheme in parts.ADAPTER_SCHEMES:
-        recipe.peft = parts.adapters(peft_scheme, row, LORA_OPTIONS)
-    return recipe

@@ -10,10 +10,11 @@ from converters.internvit import internvit_table
 from converters.name_styles import NameStyles
 from converters.nemotron import nemotron_table
 from converters.nvila import vision_table
-from converters.parts import language_table, vision_layers
+from converters.parts import language_table, renames, vision_layers
 from converters.rows import Dropped, Rename, Row
 from models.hf_code.configuration_neva_llava import NevaLlavaConfig
 from models.hf_code.modeling_neva_llava import make_projector
+from models.image_slots.layer_names import CLIP
 from models.llava.description import QKV_BIAS
 
 STYLES = NameStyles(
@@ -58,7 +59,10 @@ def _projector_names(description: LlavaConfig) -> list[str]:
         vision, text = description.vision_config, description.text_config
         with torch.device("meta"):
             projector = make_projector(
-                description.mm_projector_type, vision.hidden_size, text.hidden_size
+                description.mm_projector_type,
+                vision.hidden_size * len(description.image_scales),
+                text.hidden_size,
+                description.multimodal_projector_bias,
             )
         return list(projector.state_dict())
     kinds = ("weight", "bias") if description.multimodal_projector_bias else ("weight",)
@@ -110,17 +114,5 @@ def clip_table(
     megatron: str = "vision_model.",
 ) -> list[Row]:
     """Rows of a CLIP vision tower below the given prefixes."""
-    rows: list[Row] = [
-        Rename(hf=f"{hf}embeddings.class_embedding", megatron=f"{megatron}class_token"),
-        Rename(hf=f"{hf}embeddings.patch_embedding.weight", megatron=f"{megatron}conv1.weight"),
-        Rename(
-            hf=f"{hf}embeddings.position_embedding.weight",
-            megatron=f"{megatron}position_embeddings.weight",
-        ),
-    ]
-    rows += [
-        # transformers spells it so.
-        Rename(hf=f"{hf}pre_layrnorm.{kind}", megatron=f"{megatron}ln_pre.{kind}")
-        for kind in ("weight", "bias")
-    ]
-    return rows + vision_layers(vision, num_carried_layers, hf, megatron)
+    layers = vision_layers(vision, num_carried_layers, hf, megatron)
+    return [*renames(CLIP, hf, megatron), *layers]

@@ -40,12 +40,13 @@ from converters.nvila import WHOLE_SIGLIP
 from converters.rows import Dropped, Row
 from models.conversation_templates import CONVERSATION_TEMPLATES, conversation_template
 from models.hf_code.configuration_neva_llava import NevaLlavaConfig
+from models.hf_code.image_scales import SCALES
 from models.llava.description import (
     CLASS_TOKENS,
     LLAVA_PROJECTOR,
+    input_side,
     processor_patch_size,
     slots_per_image,
-    square_side,
 )
 from models.llava.prompt import IMAGE_TOKEN
 
@@ -63,11 +64,14 @@ class LlavaAssembly(Assembly):
             square first, as LLaVA-1.5 was fine-tuned. SigLIP resizes whole images.
         projector_type: `mlp2x_gelu` as LLaVA has it, or one of NeVA's others: `affine`,
             `mlp_downsample_2x2_fix`, `mlp_downsample_3x3_fix`.
+        image_scales: (1.0,), or (1.0, 0.5) for images of twice the tower's size, seen in quarters
+            and as a whole, as LLaVA-JP v1.1 has them.
     """
 
     conversation_template: str | None = None
     image_aspect_ratio: str = "square"
     projector_type: str = LLAVA_PROJECTOR
+    image_scales: tuple[float, ...] = SCALES[0]
 
     language_configs: ClassVar[Sequence[type[PretrainedConfig]]] = (
         LlamaConfig,
@@ -149,10 +153,12 @@ class LlavaAssembly(Assembly):
             "vision_feature_select_strategy": "default" if has_class_token else "full",
             "tie_word_embeddings": text.tie_word_embeddings,
         }
-        if self.projector_type == LLAVA_PROJECTOR:
+        if self.projector_type == LLAVA_PROJECTOR and self.image_scales == SCALES[0]:
             config = LlavaConfig(**fields)
         else:
-            config = NevaLlavaConfig(mm_projector_type=self.projector_type, **fields)
+            config = NevaLlavaConfig(
+                mm_projector_type=self.projector_type, image_scales=self.image_scales, **fields
+            )
         config.image_seq_length = slots_per_image(config)
         return config
 
@@ -217,7 +223,7 @@ class LlavaAssembly(Assembly):
 
     def _image_processor(self, vision: Path, description: PretrainedConfig):
         """Return the vision model's own processor, or one of the tower's size and usual values."""
-        size = square_side(description.vision_config.image_size)
+        size = input_side(description)
         square = {"height": size, "width": size}
         own = vision / "preprocessor_config.json"
         values = json.loads(own.read_text(encoding="utf-8")) if own.is_file() else {}

@@ -21,9 +21,9 @@ from converters.asset_files import (
 )
 from models.llava.description import (
     CLASS_TOKENS,
+    input_side,
     processor_patch_size,
     read_assets_config,
-    square_side,
 )
 
 _REQUIRED = ("config.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -66,7 +66,7 @@ def _check_processor(assets: Path, source: str) -> None:
     """Compare what the processor makes of an image with what the model takes."""
     processor = load_processor(assets, source, LlavaProcessor)
     config, images = read_assets_config(assets), processor.image_processor
-    side = square_side(config.vision_config.image_size)
+    side = input_side(config)
     crop = dict(getattr(images, "crop_size", None) or images.size)
     image_id = (processor.image_token_id, config.image_token_index, "image_token_index")
     require_fit(

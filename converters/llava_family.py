@@ -23,7 +23,12 @@ from converters.llava_assets import complete_assets
 from converters.llava_jp import llava_jp_config, llava_jp_names
 from converters.pixels import as_uint8
 from converters.rows import Dropped, Row
-from models.llava.description import read_assets_config, square_side
+from models.llava.description import (
+    LLAVA_PROJECTOR,
+    input_side,
+    projector_type,
+    read_assets_config,
+)
 
 if TYPE_CHECKING:
     from models.family_config import FamilyConfig
@@ -113,7 +118,7 @@ class LlavaFamily(Family):
         """Write the small files of the published layout of LLaVA-JP.
 
         Raises:
-            ValueError: the language model is no GPT-2.
+            ValueError: the language model is no GPT-2, or the projector not LLaVA's.
         """
         assert layout == "llava_jp", layout
         config = read_assets_config(assets)
@@ -121,6 +126,11 @@ class LlavaFamily(Family):
             raise ValueError(
                 f"layout: {layout!r} is for GPT-2, but the language model is a "
                 f"{config.text_config.model_type}; use 'hf'."
+            )
+        if projector_type(config) != LLAVA_PROJECTOR:
+            raise ValueError(
+                f"layout: {layout!r} is for {LLAVA_PROJECTOR}, but the projector is a "
+                f"{projector_type(config)}; use 'hf'."
             )
         for path in assets.iterdir():
             if path.is_file() and path.name not in ("config.json", "processor_config.json"):
@@ -131,7 +141,7 @@ class LlavaFamily(Family):
 
     def prompts(self, processor: Any, description: PretrainedConfig) -> dict[str, Prompt]:
         """One image, two images of other shapes, an image behind its question, text only."""
-        size = square_side(description.vision_config.image_size)
+        size = input_side(description)
         wide, tall = (
             gradient_image(size * 2, size, seed=1),
             gradient_image(size, size * 3, seed=2),

@@ -20,7 +20,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from converters.neva_directory import NEVA_AUTO_MAP, NEVA_CLASS
 from converters.rows import ConversionError
+from models.hf_code.configuration_neva_llava import NevaLlavaConfig
+from models.llava.description import image_scales
 
 MODEL_TYPE = "llava-jp"
 TensorType = TypeVar("TensorType")
@@ -52,6 +55,9 @@ _TOWERS: Mapping[str, PretrainedConfig] = {
     ),
 }
 """The towers of the published models; their config.json says no more than the name."""
+
+_TWO_SCALES = [1.0, 0.5]
+"""Of v1.1; older files name none."""
 
 _STRATEGIES = {"patch": "default", "cls_patch": "full"}
 
@@ -88,30 +94,36 @@ def read_llava_jp_config(content: Mapping[str, Any], image_token_index: int) -> 
         ValueError: it asks for something that is not supported.
     """
     refused = {
-        "scales": content.get("scales") not in (None, [1.0]),
+        "scales": content.get("scales") not in (None, [1.0], _TWO_SCALES),
         "mm_projector_type": content.get("mm_projector_type") != "mlp2x_gelu",
         "mm_vision_select_feature": content.get("mm_vision_select_feature") not in _STRATEGIES,
     }
     for name, is_refused in refused.items():
         if is_refused:
             raise ValueError(
-                f"{name}: {content.get(name)!r} of this LLaVA-JP is not supported; one scale, "
-                "mlp2x_gelu and patch or cls_patch are."
+                f"{name}: {content.get(name)!r} of this LLaVA-JP is not supported; one scale "
+                f"or {_TWO_SCALES}, mlp2x_gelu and patch or cls_patch are."
             )
     text = GPT2Config.from_dict(
         {name: value for name, value in content.items() if not _is_multimodal(name)}
         | {"model_type": "gpt2", "architectures": None}
     )
-    config = LlavaConfig(
+    fields: dict[str, Any] = {}
+    if content.get("scales") == _TWO_SCALES:
+        fields = {"mm_projector_type": "mlp2x_gelu", "image_scales": _TWO_SCALES}
+    config = (NevaLlavaConfig if fields else LlavaConfig)(
+        **fields,
         vision_config=_vision_config(content),
         text_config=text,
         image_token_index=image_token_index,
         vision_feature_layer=content.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy=_STRATEGIES[content["mm_vision_select_feature"]],
         tie_word_embeddings=text.tie_word_embeddings,
-        architectures=["LlavaForConditionalGeneration"],
+        architectures=[NEVA_CLASS if fields else "LlavaForConditionalGeneration"],
         torch_dtype=content.get("torch_dtype"),
     )
+    if fields:
+        config.auto_map = NEVA_AUTO_MAP
     config.mm_vision_tower = content.get("mm_vision_tower")
     return config
 
@@ -122,7 +134,7 @@ def llava_jp_config(config: LlavaConfig) -> dict[str, Any]:
     The tower's sizes are added under `vision_config`, which the published code does not read: it
     loads the tower that it finds under its name.
     """
-    vision = config.vision_config
+    vision, scales = config.vision_config, image_scales(config)
     features = {strategy: feature for feature, strategy in _STRATEGIES.items()}
     text = config.text_config.to_dict() | {
         "tie_word_embeddings": config.text_config.tie_word_embeddings
@@ -131,12 +143,12 @@ def llava_jp_config(config: LlavaConfig) -> dict[str, Any]:
         "architectures": ["LlavaGpt2ForCausalLM"],
         "model_type": MODEL_TYPE,
         "image_aspect_ratio": "square",
-        "mm_hidden_size": vision.hidden_size,
+        "mm_hidden_size": vision.hidden_size * len(scales),
         "mm_projector_type": "mlp2x_gelu",
         "mm_vision_select_feature": features[config.vision_feature_select_strategy],
         "mm_vision_select_layer": config.vision_feature_layer,
         "mm_vision_tower": getattr(config, "mm_vision_tower", None) or _tower_name(vision),
-        "scales": None,
+        "scales": list(scales) if len(scales) > 1 else None,
         "use_mm_proj": True,
         "vision_config": vision.to_dict(),
     }

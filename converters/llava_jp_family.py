@@ -27,6 +27,7 @@ from converters.llava_family import LlavaFamily
 from converters.llava_jp import MODEL_TYPE, llava_names, read_llava_jp_config
 from converters.mapping import without_dropped
 from models.conversation_templates import CONVERSATION_TEMPLATES
+from models.llava.description import input_side, processor_patch_size
 from models.llava.prompt import IMAGE_TOKEN
 
 _BICUBIC = 3
@@ -88,7 +89,7 @@ class LlavaJpFamily(LlavaFamily):
 def _write_processor(assets: Path, config: LlavaConfig, tokenizer: Any) -> None:
     """Write what makes of images what the published code makes of them: both sides resized."""
     vision = config.vision_config
-    side = {"height": vision.image_size, "width": vision.image_size}
+    side = {"height": input_side(config), "width": input_side(config)}
     is_clip = isinstance(vision, CLIPVisionConfig)
     images = (
         # Given both sides, CLIP's processor does not keep the aspect ratio.
@@ -99,7 +100,7 @@ def _write_processor(assets: Path, config: LlavaConfig, tokenizer: Any) -> None:
     LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=vision.patch_size,
+        patch_size=processor_patch_size(config),
         vision_feature_select_strategy=config.vision_feature_select_strategy,
         num_additional_image_tokens=int(is_clip),
         chat_template=tokenizer.chat_template,

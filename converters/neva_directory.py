@@ -1,4 +1,4 @@
-"""The modelling code of exported LLaVAs with one of NeVA's other projectors."""
+"""The modelling code of exported LLaVAs that transformers' own class cannot be."""
 
 NEVA_CLASS = "NevaLlavaForConditionalGeneration"
 NEVA_AUTO_MAP = {
@@ -8,6 +8,7 @@ NEVA_AUTO_MAP = {
 }
 CODE_FILES = (
     "configuration_neva_llava.py",
+    "image_scales.py",
     "modeling_neva_llava.py",
     "projector_nvila_lite.py",
 )

@@ -1,4 +1,4 @@
-"""A LLaVA with one of NeVA's other projectors: transformers' class, and code for the projector."""
+"""A LLaVA with another projector or two scales: transformers' class, and code for those."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from models.remote_code import require_known_code
 
 
 class NevaFamily(LlavaFamily):
-    """The parts of LLaVA behind an affine or a downsampling projector."""
+    """The parts of LLaVA behind another projector, or seeing images at two scales."""
 
     name = "neva"
     model_type = NevaLlavaConfig.model_type
-    layouts = ("hf",)
-    read_as = ()
     runs_directory_code = True
 
     def hf_model(self, directory: Path) -> NevaLlavaForConditionalGeneration:

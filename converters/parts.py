@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from transformers import PretrainedConfig
 
 from converters.rows import FuseGateUp, PadRows, Rename, Row, qkv_row
 from models.image_slots.carried import carried_name, carried_shapes
+from models.image_slots.layer_names import LAYER
 from models.padding import padded_size
 
 
@@ -111,18 +112,17 @@ def vision_layers(
 
 
 def _vision_layer(vision: PretrainedConfig, hf: str, megatron: str) -> list[Row]:
-    attention, mlp = f"{megatron}self_attention.", f"{megatron}mlp."
     heads = vision.num_attention_heads
-    rows: list[Row] = []
-    for kind in ("weight", "bias"):
-        rows += [
-            Rename(
-                hf=f"{hf}layer_norm1.{kind}", megatron=f"{attention}linear_qkv.layer_norm_{kind}"
-            ),
-            qkv_row(f"{hf}self_attn.", attention, kind, heads, heads, vision.hidden_size // heads),
-            Rename(hf=f"{hf}self_attn.out_proj.{kind}", megatron=f"{attention}linear_proj.{kind}"),
-            Rename(hf=f"{hf}layer_norm2.{kind}", megatron=f"{mlp}linear_fc1.layer_norm_{kind}"),
-            Rename(hf=f"{hf}mlp.fc1.{kind}", megatron=f"{mlp}linear_fc1.{kind}"),
-            Rename(hf=f"{hf}mlp.fc2.{kind}", megatron=f"{mlp}linear_fc2.{kind}"),
-        ]
-    return rows
+    sizes = (heads, heads, vision.hidden_size // heads)
+    fused = [
+        qkv_row(f"{hf}self_attn.", f"{megatron}self_attention.", kind, *sizes)
+        for kind in ("weight", "bias")
+    ]
+    return [*fused, *renames(LAYER, hf, megatron)]
+
+
+def renames(names: Mapping[str, str], hf: str, megatron: str) -> list[Row]:
+    """Rows of tensors that only have another name, below the given prefixes."""
+    return [
+        Rename(hf=f"{hf}{name}", megatron=f"{megatron}{other}") for name, other in names.items()
+    ]

@@ -25,7 +25,7 @@ from datamodules.plain_template import PlainTemplate
 from datamodules.square_images import SquareImages, load_square_images
 from models.checkpoint_paths import find_assets
 from models.conversation_templates import PLAIN
-from models.llava.description import read_assets_config, slots_per_image, square_side
+from models.llava.description import input_side, read_assets_config, slots_per_image
 from models.llava.prompt import IMAGE_TOKEN, chat_message, takes_parts
 
 # The newline after an image belongs to it, so it is no part of an answer.
@@ -65,7 +65,7 @@ def load_llava_assets(folder: str, conversation_template: GivenTemplate = None) 
     if tokenizer.encode(f"{IMAGE_TOKEN}\na", add_special_tokens=False).count(image) != 1:
         raise ValueError(f"The tokenizer in {folder} must read {IMAGE_TOKEN} as one token.")
 
-    side = square_side(config.vision_config.image_size)
+    side = input_side(config)
     template, message = _open_template(tokenizer, conversation_template)
     return LlavaAssets(
         template=template,

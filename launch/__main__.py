@@ -84,6 +84,12 @@ def _add_conversions(verbs: argparse._SubParsersAction) -> None:
         choices=("square", "pad"),
         help="of llava with CLIP: the middle of an image (default), or all of it on a square",
     )
+    parser.add_argument(
+        "--image-scales",
+        choices=("1.0", "1.0,0.5"),
+        help="of llava and llava_jp: 1.0,0.5 sees images of twice the vision model's size, in "
+        "quarters and as a whole (default 1.0)",
+    )
     parser.add_argument("--seed", type=int, default=1234, help="of the fresh projector")
 
 

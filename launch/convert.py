@@ -9,8 +9,8 @@ from launch import backend
 
 ASSEMBLY_OPTIONS = {
     "nvila": ("projector", "max_tiles"),
-    "llava": ("conversation_template", "image_aspect_ratio", "projector"),
-    "llava_jp": ("conversation_template", "image_aspect_ratio"),
+    "llava": ("conversation_template", "image_aspect_ratio", "projector", "image_scales"),
+    "llava_jp": ("conversation_template", "image_aspect_ratio", "image_scales"),
 }
 """The options of `assemble` that only some families have."""
 
@@ -106,6 +106,8 @@ def _assembly(options: Namespace) -> Any:
     if "projector" in given:
         _check_projector(options.family, given["projector"])
         given["projector_type"] = given.pop("projector")
+    if "image_scales" in given:
+        given["image_scales"] = tuple(float(one) for one in given["image_scales"].split(","))
     if options.family in ("llava", "llava_jp"):
         if options.family == "llava_jp":
             given.setdefault("conversation_template", "llava_jp")

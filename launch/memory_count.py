@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -176,8 +176,13 @@ def activation_bytes(config: Any, layout: Layout) -> int:
     kept = in_flight * layers * _layer_bytes(language, tokens, layout, layout.sequence_parallel)
     if not config.freeze_vision_model:
         patches = layout.images * ((vision.image_size // vision.patch_size) ** 2 + 1)
+        if len(getattr(vision, "image_scales", ())) > 1:  # four quarters and the whole
+            patches *= 5
         layers = vision.num_layers + getattr(vision, "num_global_layers", 0)
-        kept += in_flight * layers * _layer_bytes(vision, patches, layout, False)
+        # transformers' tower is not split over ranks.
+        is_whole = getattr(vision, "WHOLE_ON_EACH_RANK", False)
+        split = replace(layout, tensor_parallel=1) if is_whole else layout
+        kept += in_flight * layers * _layer_bytes(vision, patches, split, False)
     # Of the layer that is computed again, everything; of the loss, logits in both precisions and
     # their gradient.
     if layout.recompute:

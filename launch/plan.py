@@ -95,7 +95,7 @@ def _images(config: Any, data: Any) -> int:
         return data.max_tiles
     vision = config.vision_transformer_config
     side = vision.image_size // vision.patch_size
-    slots = (-(-side // PROJECTORS.get(projector, 1))) ** 2
+    slots = (-(-side // PROJECTORS[projector])) ** 2
     return max(1, data.seq_length // slots)
 
 

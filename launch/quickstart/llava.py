@@ -28,7 +28,7 @@ def _write_llava_jp_parents(workspace: Workspace) -> None:
     write_gpt2(parents / "llm", train_plain_tokenizer("llava_jp"))
 
 
-def _assemble(workspace: Workspace, rules: Mapping[str, str]) -> dict[str, Any]:
+def _assemble(workspace: Workspace, rules: Mapping[str, Any]) -> dict[str, Any]:
     from launch import backend
 
     backend.activate(cpu=True)

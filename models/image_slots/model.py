@@ -132,7 +132,7 @@ class ImageSlotModel(MegatronModule, ABC):
         return torch.is_grad_enabled() and not frozen
 
     def _blank_tile(self, like: torch.Tensor) -> torch.Tensor:
-        size = self.config.vision_transformer_config.image_size
+        size = self.config.vision_transformer_config.input_size
         return torch.zeros((1, 3, size, size), dtype=torch.uint8, device=like.device)
 
     def forward(

@@ -19,6 +19,7 @@ from models.llava.description import (
     CLASS_TOKENS,
     LLAVA_PROJECTOR,
     QKV_BIAS,
+    image_scales,
     projector_type,
     read_assets_config,
     slots_per_image,
@@ -49,6 +50,14 @@ class ClipTowerConfig(PreNormTowerConfig):
     pixel_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
     layernorm_epsilon: float = 1e-5
     activation_func: Callable = quick_gelu
+
+
+@dataclass
+class HFClipTowerConfig(ClipTowerConfig):
+    """The same, computed by transformers' module; checkpoints are the same too."""
+
+    WHOLE_ON_EACH_RANK: ClassVar[bool] = True
+    """Of a tensor-parallel group."""
 
 
 @dataclass
@@ -106,6 +115,7 @@ class LlavaConfig(FamilyConfig):
             "ffn_hidden_size",
             "num_attention_heads",
             "image_size",
+            "image_scales",
             "patch_size",
         ),
     }
@@ -285,5 +295,6 @@ def config_from_hf(description: HFLlavaConfig) -> LlavaConfig:
         projector_bias=description.multimodal_projector_bias,
         image_token_id=description.image_token_index,
     )
+    config.vision_transformer_config.image_scales = image_scales(description)
     slots_per_image(description)  # refuses what cannot be merged
     return config

@@ -10,6 +10,7 @@ from transformers import LlavaConfig, PretrainedConfig
 
 from models.assets_config import read_config, read_model_type
 from models.hf_code.configuration_neva_llava import PROJECTORS, NevaLlavaConfig
+from models.hf_code.image_scales import SCALES, grid_of
 
 QKV_BIAS = {"llama": False, "mistral": False, "qwen2": True}
 """The language models, and whether their query, key and value have a bias."""
@@ -40,14 +41,30 @@ def patches(vision: PretrainedConfig) -> int:
     return (square_side(vision.image_size) // square_side(vision.patch_size)) ** 2
 
 
+def image_scales(config: LlavaConfig) -> tuple[float, ...]:
+    """Return at which sizes an image is seen, as parts of its size."""
+    return config.image_scales if isinstance(config, NevaLlavaConfig) else SCALES[0]
+
+
+def input_side(config: LlavaConfig) -> int:
+    """Return the side in pixels of an image as the tower takes it, with two scales the double."""
+    return square_side(config.vision_config.image_size) * len(image_scales(config))
+
+
 def slots_per_image(config: LlavaConfig) -> int:
-    """Return how many vectors an image has for the language model."""
+    """Return how many vectors an image has for the language model.
+
+    Raises:
+        ValueError: the features make no grid, which projector or scales need.
+    """
     vision = config.vision_config
     # SigLIP has none: what "default" leaves out there is a patch.
     has_class_token = CLASS_TOKENS[vision.model_type]
     keeps_first = config.vision_feature_select_strategy == "full"
     features = patches(vision) + has_class_token - (not keeps_first)
-    factor = PROJECTORS.get(projector_type(config), 1)
+    if len(image_scales(config)) > 1:
+        grid_of(features)
+    factor = PROJECTORS[projector_type(config)]
     if factor == 1:
         return features
     if features != patches(vision):
@@ -75,9 +92,9 @@ def processor_patch_size(config: LlavaConfig) -> int:
         ValueError: there is none.
     """
     vision, slots = config.vision_config, slots_per_image(config)
-    if PROJECTORS.get(projector_type(config), 1) == 1:
-        return square_side(vision.patch_size)
-    side, merged = square_side(vision.image_size), math.isqrt(slots)
+    if PROJECTORS[projector_type(config)] == 1:
+        return square_side(vision.patch_size) * len(image_scales(config))
+    side, merged = input_side(config), math.isqrt(slots)
     size = side // merged
     if side // size != merged:
         raise ValueError(

@@ -99,18 +99,10 @@ class InternVitTower(PreNormTower):
             config.has_final_norm,
         )
 
-    def forward(self, tiles: Tensor) -> Tensor:
-        """Encode images.
-
-        Args:
-            tiles: uint8[n, 3, H, W].
-
-        Returns:
-            float[n, grid * grid, width], row-major patches, in the dtype of the weights; the class
-            token comes first where it is kept.
-        """
-        class_token = self.class_token.expand(len(tiles), 1, -1)
-        hidden = torch.cat([class_token, self.patches(tiles)], dim=1)
+    def features(self, pixels: Tensor) -> Tensor:
+        """Encode normalised images; the class token comes first where it is kept."""
+        class_token = self.class_token.expand(len(pixels), 1, -1)
+        hidden = torch.cat([class_token, self.patches(pixels)], dim=1)
         hidden = self.run_blocks(self.with_positions(hidden))
         return hidden[:, 0 if self.config.keep_class_token else 1 :].contiguous()
 

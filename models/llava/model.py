@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from models.image_slots.model import ImageSlotModel
-from models.image_slots.tower import PreNormTower, PreNormTowerConfig
-from models.llava.config import ClipTowerConfig, LlavaConfig
+from models.image_slots.tower import PreNormTowerConfig, VisionTower
+from models.llava.config import ClipTowerConfig, HFClipTowerConfig, LlavaConfig
+from models.llava.hf_clip import HFClipTower
 from models.llava.internvit import InternVitTower, InternVitTowerConfig
 from models.llava.projector import build_projector
 from models.llava.vision import ClipTower
@@ -31,8 +32,9 @@ class MCoreLlavaModel(ImageSlotModel):
         return build_projector(config)
 
 
-_TOWERS: dict[type[PreNormTowerConfig], Callable[[Any], PreNormTower]] = {
+_TOWERS: dict[type[PreNormTowerConfig], Callable[[Any], VisionTower]] = {
     ClipTowerConfig: ClipTower,
+    HFClipTowerConfig: HFClipTower,
     SiglipTowerConfig: SiglipTower,
     InternVitTowerConfig: InternVitTower,
 }

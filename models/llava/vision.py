@@ -25,18 +25,10 @@ class ClipTower(PreNormTower):
             self.class_token.data = self.class_token.data.to(config.params_dtype)
             self.ln_pre.to(config.params_dtype)
 
-    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Encode images.
-
-        Args:
-            tiles: uint8[n, 3, H, W].
-
-        Returns:
-            float[n, grid * grid, width], row-major patches, in the dtype of the weights; the class
-            token comes first where it is kept.
-        """
-        class_token = self.class_token.expand(len(tiles), 1, -1)
-        hidden = torch.cat([class_token, self.patches(tiles)], dim=1)
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode normalised images; the class token comes first where it is kept."""
+        class_token = self.class_token.expand(len(pixels), 1, -1)
+        hidden = torch.cat([class_token, self.patches(pixels)], dim=1)
         hidden = self.run_blocks(self.ln_pre(self.with_positions(hidden)))
         first = 0 if self.config.keep_class_token else 1
         return hidden[:, first:].contiguous()

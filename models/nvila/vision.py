@@ -19,15 +19,7 @@ class SiglipTower(PreNormTower):
         positions = torch.nn.Embedding(config.grid**2, config.hidden_size)
         super().__init__(config, positions, patch_bias=True)
 
-    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Encode tiles.
-
-        Args:
-            tiles: uint8[n, 3, H, W].
-
-        Returns:
-            float[n, grid * grid, width], row-major patches, in the dtype of the weights; without
-            the first one where the configuration drops it.
-        """
-        hidden = self.run_blocks(self.with_positions(self.patches(tiles)))
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode normalised images; without the first patch where the configuration drops it."""
+        hidden = self.run_blocks(self.with_positions(self.patches(pixels)))
         return hidden[:, int(self.config.drops_first_patch) :].contiguous()

@@ -44,6 +44,7 @@ def model(
         num_attention_heads=tower.num_attention_heads,
         ffn_hidden_size=tower.ffn_hidden_size,
         image_size=tower.image_size,
+        image_scales=tower.image_scales,
         **recompute,
     )
     return run.Config(

@@ -48,8 +48,9 @@ def finetune_recipe(
         size: the language model. 7b and 13b are LLaVA-1.5's (Vicuna); llama3_8b, llama3_1_8b,
             mistral_7b, qwen2_5_7b, nemotron_4b; nano (a Llama), nano_qwen2, nano_nemotron and
             nano_gpt2 are for a CPU.
-        vision: clip (ViT-L/14 at 336 px), siglip (so400m/14 at 384 px) or internvit (300M at 448
-            px); of nano sizes, small ones of the same kind.
+        vision: clip (ViT-L/14 at 336 px), clip_hf (the same, computed by transformers), siglip
+            (so400m/14 at 384 px), siglip_s2 (the same at two scales of images of 768 px) or
+            internvit (300M at 448 px); of nano sizes, small ones of the same kind.
         projector: mlp2x_gelu as LLaVA has it, affine, mlp_downsample_2x2_fix or
             mlp_downsample_3x3_fix.
         init_from: checkpoint or run to start from; the default is `dir` + the stage before

@@ -44,7 +44,7 @@ def finetune_recipe(
             projector in full). Not in the stage pretrain.
         stage: pretrain, sft or preference.
         size: nano or 1b.
-        vision: clip or siglip.
+        vision: clip, clip_hf, siglip or siglip_s2 (two scales, as v1.1), as for llava.
         init_from: checkpoint or run to start from; the default is `dir` + the stage before
             (`dir/assembled` for pretrain).
         precision: fp32, bf16 or fp8; the default is the layout's.

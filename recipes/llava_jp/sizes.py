@@ -11,7 +11,7 @@ from recipes.llava.towers import NANO_TOWERS, TOWERS, VisionRow
 from recipes.rows import LayoutRow
 
 Size = Literal["nano", "1b"]
-Vision = Literal["clip", "siglip"]
+Vision = Literal["clip", "clip_hf", "siglip", "siglip_s2"]
 
 SIZES: dict[str, LanguageRow] = {
     "nano": LanguageRow(

@@ -55,11 +55,12 @@ EVIDENCE = {
         "export": (f"{CONVERTERS}test_llava_jp.py", 'layout="llava_jp"'),
         "stages / full": (PARALLEL, 'whole["llava_jp_whole"]'),
         "LoRA": (ADAPTERS, '"llava_jp_lora_tp2"'),
+        "DoRA": (ADAPTERS, '"two_scales_dora_pp2"'),
         "TP": (PARALLEL, LAYOUTS_OF_LLAVA),
         "PP": (PARALLEL, LAYOUTS_OF_LLAVA),
         "SP": (PARALLEL, LAYOUTS_OF_LLAVA),
         "packing": (PARALLEL, '(("llava", "tp2_sp"), ("llava_jp", "dp2_recompute"))'),
-        "transformers": (f"{CONVERTERS}test_llava_jp.py", "LlavaForConditionalGeneration"),
+        "transformers": (f"{CONVERTERS}test_llava_jp.py", "AutoModelForImageTextToText"),
     },
 }
 

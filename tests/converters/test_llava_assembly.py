@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
@@ -143,6 +144,35 @@ def test_padding_and_templates_are_what_was_asked_for(parents, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "nemo/context/assets")
     assert processor.image_processor.do_pad is True
     assert dict(processor.image_processor.crop_size) == {"height": 84, "width": 84}
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+def test_two_scales_have_the_positions_of_one(parents, vision, tmp_path):
+    from converters.export_hf import export_checkpoint
+    from converters.verify import verify_checkpoint
+    from launch.__main__ import main
+    from models.llava.config import LlavaConfig
+
+    arguments = ["assemble", "--family", "llava", "--llm", str(parents / "llama")]
+    arguments += ["--vision", str(parents / vision), "--conversation-template", "v1"]
+    out = str(tmp_path / "nemo")
+    assert main([*arguments, "--image-scales", "1.0,0.5", "--out", out]) == 0
+    export_checkpoint(out, tmp_path / "hf")
+    assert verify_checkpoint(tmp_path / "hf", out).passed
+    processor = AutoProcessor.from_pretrained(tmp_path / "hf")
+    image = Image.new("RGB", (200, 100))
+    inputs = processor(text="<image>", images=image, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 168, 168)
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == 36
+    # The projector takes the channels of both.
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    assert weights["multi_modal_projector.linear_1.weight"].shape == (128, 2 * 96)
+    # A recipe that says otherwise is refused.
+    recipe = LlavaConfig.describe(f"{out}/context/assets")
+    recipe.vision_transformer_config.image_scales = (1.0,)
+    recipe.assets = out
+    with pytest.raises(ValueError, match=r"image_scales"):
+        recipe.configure_model()
 
 
 @pytest.mark.parametrize(

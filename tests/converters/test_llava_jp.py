@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForImageTextToText,
     AutoProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     GPT2Config,
     GPT2LMHeadModel,
-    LlavaForConditionalGeneration,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -40,8 +40,9 @@ def make_tower(kind):
 class Published(torch.nn.Module):
     """What the published code computes, of transformers' parts."""
 
-    def __init__(self, kind, vocabulary, tied):
+    def __init__(self, kind, vocabulary, tied, scales=1):
         super().__init__()
+        self.scales = scales
         config = GPT2Config(
             vocab_size=vocabulary,
             n_positions=128,
@@ -54,7 +55,7 @@ class Published(torch.nn.Module):
         )
         self.language, self.tower = GPT2LMHeadModel(config), make_tower(kind)
         self.projector = torch.nn.Sequential(
-            torch.nn.Linear(32, WIDTH), torch.nn.GELU(), torch.nn.Linear(WIDTH, WIDTH)
+            torch.nn.Linear(32 * scales, WIDTH), torch.nn.GELU(), torch.nn.Linear(WIDTH, WIDTH)
         )
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -63,19 +64,46 @@ class Published(torch.nn.Module):
 
     def forward(self, before, pixels, after):
         """Logits of text, an image in its place, and text."""
-        hidden = self.tower(pixels, output_hidden_states=True).hidden_states[-2]
-        image = self.projector(hidden[:, 1:])
+        if self.scales == 1:
+            image = self.projector(self.features(pixels))
+        else:
+            image = self.projector(self.multiscale_features(pixels))
         words = self.language.transformer.wte
         embeddings = torch.cat([words(before), image, words(after)], dim=1)
         return self.language(inputs_embeds=embeddings).logits[0]
 
+    def features(self, pixels):
+        return self.tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+
+    def multiscale_features(self, pixels):
+        """The features left over as a grid; of the large image they are averaged to the same."""
+        half = torch.nn.functional.interpolate(pixels, size=SIDE, mode="bicubic")
+        rows = [
+            torch.cat(
+                [
+                    self._grid(pixels[..., top : top + SIDE, left : left + SIDE])
+                    for left in (0, SIDE)
+                ],
+                dim=3,
+            )
+            for top in (0, SIDE)
+        ]
+        small = self._grid(half)
+        large = torch.nn.functional.adaptive_avg_pool2d(torch.cat(rows, dim=2), small.shape[2:])
+        return torch.cat([large, small], dim=1).flatten(2).transpose(1, 2)
+
+    def _grid(self, pixels):
+        features = self.features(pixels).transpose(1, 2)
+        rows = int(features.shape[-1] ** 0.5)
+        return features.unflatten(2, (rows, features.shape[-1] // rows))
+
 
 @pytest.fixture
 def write(tmp_path):
-    def write(kind="siglip", tied=True, copy=True, **changes):
+    def write(kind="siglip", tied=True, copy=True, num_scales=1, **changes):
         tokenizer = train_plain_tokenizer("llava_jp")
         vocabulary = len(tokenizer) + SPARE
-        model = Published(kind, vocabulary, tied).eval()
+        model = Published(kind, vocabulary, tied, num_scales).eval()
         tensors = {
             name: tensor
             for name, tensor in model.language.state_dict().items()
@@ -103,7 +131,8 @@ def write(tmp_path):
         content = model.language.config.to_dict() | {
             "model_type": "llava-jp",
             "architectures": ["LlavaGpt2ForCausalLM"],
-            "mm_hidden_size": 32,
+            "mm_hidden_size": 32 * num_scales,
+            "scales": [1.0, 0.5] if num_scales > 1 else None,
             "mm_projector_type": "mlp2x_gelu",
             "mm_vision_select_feature": "patch",
             "mm_vision_select_layer": -2,
@@ -131,21 +160,28 @@ def run_megatron(checkpoint, tokens, tiles):
 
 
 @pytest.mark.parametrize(
-    ("kind", "tied", "copy"),
-    [("siglip", True, True), ("siglip", True, False), ("clip", False, True)],
+    ("kind", "tied", "copy", "scales"),
+    [
+        ("siglip", True, True, 1),
+        ("siglip", True, False, 1),
+        ("clip", False, True, 1),
+        ("siglip", True, True, 2),
+        ("clip", True, True, 2),
+    ],
 )
-def test_logits_and_bits_of_the_published_layout(write, kind, tied, copy, tmp_path):
+def test_logits_and_bits_of_the_published_layout(write, kind, tied, copy, scales, tmp_path):
     from converters.export_hf import export_checkpoint
     from converters.import_hf import import_checkpoint
     from converters.verify import verify_checkpoint
 
-    folder, published = write(kind, tied, copy)
+    folder, published = write(kind, tied, copy, scales)
     import_checkpoint("llava_jp", folder, tmp_path / "nemo")
     # 728 of 729 patches with SigLIP, all 576 with CLIP: here 8 and 9.
     slots = PATCHES - (kind == "siglip")
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(0, 250, (1, 12), generator=generator)
-    tiles = torch.randint(0, 256, (1, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    shape = (1, 3, SIDE * scales, SIDE * scales)
+    tiles = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     processor = AutoProcessor.from_pretrained(tmp_path / "nemo/context/assets")
     images = processor.image_processor
     mean, std = (torch.tensor(one).view(3, 1, 1) for one in (images.image_mean, images.image_std))
@@ -173,7 +209,7 @@ def test_logits_and_bits_of_the_published_layout(write, kind, tied, copy, tmp_pa
     for name in (
         *("model_type", "architectures", "n_embd", "n_layer", "n_inner", "vocab_size"),
         *("mm_vision_tower", "mm_projector_type", "mm_vision_select_feature", "mm_hidden_size"),
-        *("mm_vision_select_layer", "activation_function", "tie_word_embeddings"),
+        *("mm_vision_select_layer", "activation_function", "tie_word_embeddings", "scales"),
     ):
         assert content[name] == original[name], name
 
@@ -187,7 +223,9 @@ def test_logits_and_bits_of_the_published_layout(write, kind, tied, copy, tmp_pa
     import_checkpoint("llava_jp", tmp_path / "again", tmp_path / "second")
     export_checkpoint(tmp_path / "second", tmp_path / "hf")
     assert verify_checkpoint(tmp_path / "hf", tmp_path / "nemo").passed
-    model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    model = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "hf", trust_remote_code=scales > 1
+    ).eval()
     with torch.no_grad():
         logits = model(
             input_ids=tokens.unsqueeze(0), pixel_values=(tiles / 255 - mean) / std
@@ -195,7 +233,8 @@ def test_logits_and_bits_of_the_published_layout(write, kind, tied, copy, tmp_pa
     assert (logits - wanted).abs().max() <= 1e-4
 
 
-def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(write, tmp_path):
+@pytest.mark.parametrize("scales", [1, 2])
+def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(write, scales, tmp_path):
     from PIL import Image
 
     from converters.import_hf import import_checkpoint
@@ -203,7 +242,7 @@ def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(write, tm
     from datamodules.sample_encoder import open_encoder
     from sample_loaders.conversation import parse_llava
 
-    folder, _ = write("clip")
+    folder, _ = write("clip", num_scales=scales)
     import_checkpoint("llava_jp", folder, tmp_path / "nemo")
     assets = tmp_path / "nemo/context/assets"
     Image.new("RGB", (90, 30), "red").save(tmp_path / "wide.png")
@@ -222,13 +261,21 @@ def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(write, tm
     assert "ユーザー: </s><image>" in text
     assert text.endswith("システム: 赤</s>")
     assert (encoded.tokens == encoder.assets.image_token_id).sum() == PATCHES
+    assert encoded.tiles[0].shape == (3, SIDE * scales, SIDE * scales)
     assert (encoded.tiles[0].reshape(3, -1).max(axis=1) == [255, 0, 0]).all()
+    # transformers' processor makes the same of it.
+    processor = AutoProcessor.from_pretrained(assets)
+    inputs = processor(
+        text="<image>", images=Image.open(tmp_path / "wide.png"), return_tensors="pt"
+    )
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == PATCHES
+    assert inputs["pixel_values"].shape == (1, 3, SIDE * scales, SIDE * scales)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scales": [1.0, 0.5]}, r"scales: \[1.0, 0.5\] .* is not supported"),
+        ({"scales": [1.0, 0.25]}, r"scales: \[1.0, 0.25\] .* is not supported"),
         ({"mm_projector_type": "ldpnetv2"}, "mm_projector_type: 'ldpnetv2'"),
         ({"vision_config": None}, "mm_vision_tower: 'somewhere/siglip' is not known"),
         ({"vocab_size": 376}, "none of which is left for <image>|do not fit|config.json"),
@@ -245,13 +292,17 @@ def test_what_is_not_supported_is_refused(write, change, message, tmp_path):
 
 def test_the_published_towers_are_known_by_their_names():
     from converters.llava_jp import read_llava_jp_config
-    from models.llava.description import slots_per_image
+    from models.llava.description import input_side, slots_per_image
 
     text = {"n_embd": 2048, "n_layer": 24, "n_head": 16, "vocab_size": 50688}
     common = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch"}
-    for name, slots in (
-        ("openai/clip-vit-large-patch14-336", 576),
-        ("google/siglip-so400m-patch14-384", 728),
+    for name, side, slots in (
+        ("openai/clip-vit-large-patch14-336", 336, 576),
+        ("google/siglip-so400m-patch14-384", 384, 728),
     ):
-        config = read_llava_jp_config({**text, **common, "mm_vision_tower": name}, 50687)
-        assert slots_per_image(config) == slots
+        content = {**text, **common, "mm_vision_tower": name}
+        config = read_llava_jp_config(content, 50687)
+        assert (slots_per_image(config), input_side(config)) == (slots, side)
+        # As v1.1: as many positions of images of twice the size.
+        config = read_llava_jp_config({**content, "scales": [1.0, 0.5]}, 50687)
+        assert (slots_per_image(config), input_side(config)) == (slots, 2 * side)

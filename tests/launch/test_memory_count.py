@@ -115,7 +115,13 @@ def test_activations():
     assert stages == 3 * layer
     # The tower trains too: 4 patches and a class token; 4 x 4 + 12 + 2 x 6 values in 2 layers.
     trained = activation_bytes(family(freeze_vision_model=False), layout())
-    assert trained - activation_bytes(family(), layout()) == 2 * (16 + 12 + 12) * 2 * 5
+    tower = 2 * (16 + 12 + 12) * 2 * 5
+    assert trained - activation_bytes(family(), layout()) == tower
+    # Two scales: four quarters and the whole. A tower of transformers is not split.
+    vision = family().vision_transformer_config
+    vision.image_scales, vision.WHOLE_ON_EACH_RANK = (1.0, 0.5), True
+    options = {"freeze_vision_model": False, "vision_transformer_config": vision}
+    assert activation_bytes(family(**options), layout(tensor_parallel=2)) - tensor == 5 * tower
 
 
 def test_bytes_of_each_kind():

@@ -66,7 +66,7 @@ _TOWERS = {
         InternVLVisionConfig(**_VISION_SIZES, attention_bias=True, layer_norm_eps=1e-6),
     ),
 }
-TOWERS = tuple(_TOWERS)
+TOWERS = (*_TOWERS, "clip_hf")
 
 
 def write_language(kind, directory, tokenizer):
@@ -85,7 +85,7 @@ def write_language(kind, directory, tokenizer):
 
 
 def write_tower(kind, directory):
-    model_class, config = _TOWERS[kind]
+    model_class, config = _TOWERS[kind.removesuffix("_hf")]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         model_class(config).save_pretrained(directory)

@@ -12,7 +12,7 @@ from tests.recipes.steps import steps_of
 PROJECTORS = ("mlp2x_gelu", "affine", "mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix")
 STEPS = 5
 ALL = list(product(LANGUAGES, PROJECTORS, TOWERS))
-# Every pair of two parts is in one of these; ALL_COMBINATIONS=1 takes all sixty.
+# Every pair of two parts is in one of these; ALL_COMBINATIONS=1 takes all eighty.
 PAIRWISE = [
     (language, projector, TOWERS[(i + j) % len(TOWERS)])
     for i, language in enumerate(LANGUAGES)

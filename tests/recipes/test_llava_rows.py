@@ -1,5 +1,6 @@
 """The rows of LLaVA and LLaVA-JP, and LoRA of all families, against the published numbers."""
 
+import fiddle as fdl
 import pytest
 
 pytestmark = pytest.mark.usefixtures("nemo")
@@ -85,16 +86,19 @@ def test_lora_of_llava_jp_is_on_the_fused_projection_only():
 
 
 def test_the_vision_of_llava_jp():
-    from models.llava.config import ClipTowerConfig
+    from models.llava.config import ClipTowerConfig, HFClipTowerConfig
     from models.nvila.config import SiglipTowerConfig
 
     shapes = {}
-    for vision in ("clip", "siglip"):
-        tower = compose("llava_jp", size="1b", vision=vision).model.config.vision_transformer_config
-        shapes[vision] = (tower.__fn_or_cls__, tower.image_size, tower.hidden_size)
+    for vision in ("clip", "clip_hf", "siglip", "siglip_s2"):
+        row = compose("llava_jp", size="1b", vision=vision).model.config.vision_transformer_config
+        tower = fdl.build(row)
+        shapes[vision] = (type(tower), tower.input_size, tower.feature_size)
     assert shapes == {
         "clip": (ClipTowerConfig, 336, 1024),
+        "clip_hf": (HFClipTowerConfig, 336, 1024),
         "siglip": (SiglipTowerConfig, 384, 1152),
+        "siglip_s2": (SiglipTowerConfig, 768, 2304),
     }
 
 

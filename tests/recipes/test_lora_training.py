@@ -34,20 +34,33 @@ OTHERS = {
     "llava_lora": {"family": "llava", "peft_scheme": "lora"} | RATES,
     "llava_jp_lora": {"family": "llava_jp", "peft_scheme": "lora"} | RATES,
     "nvila_lora": {"family": "nvila", "peft_scheme": "lora"} | RATES,
+    "two_scales_dora": {"family": "llava_jp", "vision": "siglip_s2", "peft_scheme": "dora"} | RATES,
 }
 OTHER_LAYOUTS = {
     "llava_dora_tp2_sp": ("llava_dora", LAYOUTS["tp2_sp"]),
     "llava_lora_pp2": ("llava_lora", LAYOUTS["pp2"]),
     "llava_jp_lora_tp2": ("llava_jp_lora", LAYOUTS["tp2"]),
     "nvila_lora_dp2_recompute": ("nvila_lora", LAYOUTS["dp2_recompute"]),
+    "two_scales_dora_pp2": ("two_scales_dora", LAYOUTS["pp2"]),
+    # Another module for the same tower.
+    "llava_lora_hf_dp2_recompute": ("llava_lora", LAYOUTS["dp2_recompute"] | {"vision": "clip_hf"}),
 }
 
 
 @pytest.fixture(scope="module")
-def other_starts(nano_start, nano_llava_starts):
+def other_starts(nano_start, nano_llava_starts, tmp_path_factory):
     """Options of the runs of the other families."""
+    from converters.assemble import assemble
+    from converters.llava_assembly import LlavaAssembly
+
     starts = nano_llava_starts | {"nvila": nano_start}
-    return {name: starts[one["family"]] | one for name, one in OTHERS.items()}
+    runs = {name: starts[one["family"]] | one for name, one in OTHERS.items()}
+    parents = Path(nano_llava_starts["llava_jp"]["init_from"]).parent
+    rules = LlavaAssembly(conversation_template="llava_jp", image_scales=(1.0, 0.5))
+    two_scales = tmp_path_factory.mktemp("two_scales") / "assembled"
+    assemble(parents / "gpt2", parents / "siglip", two_scales, rules)
+    runs["two_scales_dora"]["init_from"] = str(two_scales)
+    return runs
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +110,21 @@ def test_adapters_and_the_other_parts_train_and_the_base_does_not(others, name):
     assert any("weight_magnitude" in value for value in of_language) == ("dora" in name)
     parts = {value.partition(".")[0] for value in trainable - of_language}
     assert parts == {"vision_model", "vision_projection"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", ["two_scales_dora_pp2", "llava_lora_hf_dp2_recompute"])
+def test_other_families_trained_models_are_the_exported_ones(
+    others, name, single_process, tmp_path
+):
+    from converters.export_hf import export_checkpoint
+    from converters.verify import verify_checkpoint
+
+    checkpoint = last_checkpoint(others, name)
+    export_checkpoint(checkpoint, tmp_path / "merged")
+    report = verify_checkpoint(tmp_path / "merged", checkpoint)
+    assert report.passed, report
 
 
 @pytest.fixture(scope="module")

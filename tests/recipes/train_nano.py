@@ -8,7 +8,7 @@ JSON is a list of runs, done one after the other in the same processes:
 "stage", "family", "size", "vision", "projector", "peft_scheme", "peft": {...},
 "working_directory", "trainer": {...}, "batch_notes",
 "fault": {"kind", "step", "factor", "steps"}, "hang_minutes", "bad_steps": {...}, "ckpt": {...},
-"optim": {...}, "objective": {...}, "optimizer_state"};
+"optim": {...}, "objective": {...}, "optimizer_state", "model": {...}};
 the family is nvila, llava, llava_jp (stage sft) or mllama. A run without train_paths reads shards,
 data.path. Each rank appends to the file batch_notes + its number what every micro-batch held. The
 last rank has the fault: "SIGTERM", "hang" or "full_disk" after a step, or "loss" or "gradient"
@@ -163,6 +163,8 @@ def build(options):
     for part in ("language_transformer_config", "vision_transformer_config"):
         for name, value in options.get("transformer", {}).items():
             setattr(getattr(recipe.model.config, part), name, value)
+    for name, value in options.get("model", {}).items():
+        setattr(recipe.model.config, name, value)
     for name, value in options.get("strategy", {}).items():
         setattr(recipe.trainer.strategy, name, value)
     for name, value in options.get("ddp", {}).items():

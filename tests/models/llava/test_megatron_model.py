@@ -1,5 +1,7 @@
 """The Megatron-Core model against the Hugging Face one: features, logits, loss, every gradient."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -16,8 +18,12 @@ DEVIATIONS = {"clip": (0.26862954, 0.26130258, 0.27577711), "siglip": (0.5, 0.5,
 MEANS["internvl"], DEVIATIONS["internvl"] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def make_reference(vision="clip", select="default", head=False, projector=None, **text):
+def make_reference(
+    vision="clip", select="default", head=False, projector=None, scales=None, hf=False, **text
+):
     neva = {} if projector is None else {"mm_projector_type": projector}
+    if scales:
+        neva = {"mm_projector_type": projector or "mlp2x_gelu", "image_scales": scales}
     config = (NevaLlavaConfig if neva else LlavaConfig)(
         **neva,
         vision_config={
@@ -82,11 +88,16 @@ def pair():
     from converters.checkpoint import build_model
     from converters.llava import llava_drops, llava_table
     from converters.mapping import fuse_tensors
-    from models.llava.config import config_from_hf
+    from models.llava.config import HFClipTowerConfig, config_from_hf
 
     def make(settings=(), **options):
         reference = make_reference(**options)
         config = config_from_hf(reference.config)
+        if options.get("hf"):
+            vision = config.vision_transformer_config
+            config.vision_transformer_config = HFClipTowerConfig(
+                **{one.name: getattr(vision, one.name) for one in fields(vision)}
+            )
         for name, value in dict(settings).items():
             setattr(config, name, value)
         rows = llava_table(reference.config)
@@ -95,17 +106,26 @@ def pair():
         for drop in llava_drops(reference.config.text_config):
             tensors.pop(drop.hf, None)
         module.load_state_dict(fuse_tensors(rows, tensors), strict=False)
+        if options.get("hf"):  # the tensors are the reference's own
+            tower = module.vision_model.transformer
+            own = reference.model.vision_tower.vision_model.state_dict()
+            for name in list(own):
+                if ".q_proj." in name:  # head by head
+                    parts = [own[name.replace("q_proj", f"{one}_proj")] for one in "qkv"]
+                    heads = torch.stack([one.unflatten(0, (2, 16)) for one in parts], dim=1)
+                    own[name.replace("q_proj", "linear_qkv")] = heads.flatten(0, 2)
+            assert not tower.load_state_dict(own, strict=False).missing_keys
         return reference, module, rows
 
     return make
 
 
-def sample(images, length, seed, slots=SLOTS):
+def sample(images, length, seed, slots=SLOTS, side=SIDE):
     """Tokens with the slots of so many images after the first token, and the images."""
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(0, IMAGE, (length,), generator=generator)
     places = torch.full((images * slots,), IMAGE)
-    tiles = torch.randint(0, 256, (images, 3, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    tiles = torch.randint(0, 256, (images, 3, side, side), generator=generator, dtype=torch.uint8)
     return torch.cat([text[:1], places, text[1:]]), tiles
 
 
@@ -137,6 +157,7 @@ LLAMA31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_f
 # A short context before scaling, so that all three ranges of frequencies occur.
 LLAMA31["original_max_position_embeddings"] = 16
 SIGLIP = {"vision": "siglip", "select": "full"}
+TWO_SCALES = (1.0, 0.5)
 COMBINATIONS = {
     "clip-llama": {},
     "clip-mistral": {"model_type": "mistral"},
@@ -159,12 +180,23 @@ COMBINATIONS = {
         "model_type": "nemotron",
         "head_dim": 12,
     },
+    "clip-two-scales-mistral": {"scales": TWO_SCALES, "model_type": "mistral"},
+    "siglip-two-scales-2x2-gpt2": {
+        **SIGLIP,
+        **GPT2,
+        "scales": TWO_SCALES,
+        "projector": "mlp_downsample_2x2_fix",
+    },
 }
 
 
 def slots_of(options):
     """The grid of two by two patches becomes one vector where it is merged."""
     return 1 if "downsample" in options.get("projector", "") else SLOTS
+
+
+def side_of(options):
+    return SIDE * len(options.get("scales", (1.0,)))
 
 
 all_combinations = pytest.mark.parametrize("options", COMBINATIONS.values(), ids=COMBINATIONS)
@@ -177,14 +209,23 @@ all_combinations = pytest.mark.parametrize("options", COMBINATIONS.values(), ids
         ({"select": "full"}, 5),
         # As LLaVA-JP: the first patch is left out.
         ({**COMBINATIONS["siglip-gpt2"], "select": "default"}, 3),
+        ({**COMBINATIONS["siglip-gpt2"], "select": "default", "scales": TWO_SCALES}, 3),
+        ({"hf": True}, 4),
+        ({"hf": True, "select": "full"}, 5),
+        ({"hf": True, "scales": TWO_SCALES}, 4),
     ],
-    ids=[*COMBINATIONS, "class-token", "first-patch-dropped"],
+    ids=[
+        *COMBINATIONS,
+        *("class-token", "first-patch-dropped", "first-patch-dropped-two-scales"),
+        *("clip-hf", "clip-hf-class-token", "clip-hf-two-scales"),
+    ],
 )
 def test_each_sample_of_a_mixed_batch_has_the_logits_of_hugging_face(pair, options, slots):
     reference, module, _ = pair(**options)
     reference.eval()
     module.eval()
-    samples = [sample(*sizes, seed, slots) for seed, sizes in enumerate(MIXED)]
+    side = side_of(options)
+    samples = [sample(*sizes, seed, slots, side) for seed, sizes in enumerate(MIXED)]
     with torch.no_grad():
         found = module(**join(samples))
         assert found.shape[-1] == VOCABULARY
@@ -210,7 +251,8 @@ def test_loss_and_every_gradient_agree_with_hugging_face(pair, options):
     reference, module, rows = pair(**options)
     reference.eval()  # GPT-2's dropout is off on both sides
     module.train()
-    samples = [sample(*sizes, seed, slots_of(options)) for seed, sizes in enumerate(MIXED)]
+    slots, side = slots_of(options), side_of(options)
+    samples = [sample(*sizes, seed, slots, side) for seed, sizes in enumerate(MIXED)]
     batch = join(samples)
     labels = torch.full_like(batch["tokens"], -100)
     expected = torch.zeros(())

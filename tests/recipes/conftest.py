@@ -2,10 +2,10 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
@@ -100,11 +100,11 @@ def _write_records(path, rows):
             file.write(json.dumps({"image": images, "conversations": turns}) + "\n")
 
 
-def _kill_marked(mark):
-    """Kills every process that has the mark in its environment."""
+def _end_session(leader):
+    """Kills every process that a training has left, whose ranks share a session."""
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if folder.name.isdigit() and mark.encode() in (folder / "environ").read_bytes():
+            if folder.name.isdigit() and os.getsid(int(folder.name)) == leader:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
@@ -119,30 +119,46 @@ def _errors(text):
 
 
 @pytest.fixture(scope="session")
-def run_training(project_root, tmp_path_factory):
+def training_server(project_root, tmp_path_factory):
+    """A process that starts trainings: see forked_ranks."""
+    log = tmp_path_factory.mktemp("log") / "server.txt"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPT)],
+            cwd=project_root.path,
+            env=project_root.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=0,  # select() must see what no buffer has taken
+        )
+    yield process
+    process.stdin.close()
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="session")
+def run_training(training_server, tmp_path_factory):
     """Runs train_nano.py and returns its exit status; what it printed is in the file `.log`."""
 
+    def answer(seconds):
+        ready, _, _ = select.select([training_server.stdout], [], [], seconds)
+        line = training_server.stdout.readline() if ready else b""
+        assert line, f"no answer from train_nano.py in {seconds} s"
+        return int(line)
+
     def run(runs, num_processes=1, check=True):
-        command = [sys.executable]
-        if num_processes > 1:
-            command += ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes)]
-            command += ["--master-port", str(free_port())]
-        # To a file: what a killed run leaves running (the process that collects a checkpoint's
-        # results) would hold a pipe open. It is known by its environment, and ended here.
-        mark = f"train_nano_{uuid.uuid4().hex}"
         log = run.log = tmp_path_factory.mktemp("log") / "output.txt"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [*command, str(SCRIPT), json.dumps(runs)],
-                cwd=project_root.path,
-                env=project_root.environment | {"TRAIN_NANO_RUN": mark},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-            try:
-                status = process.wait(timeout=1700)
-            finally:
-                _kill_marked(mark)
+        request = {"runs": runs, "num_processes": num_processes, "log": str(log)}
+        request["port"] = free_port()
+        training_server.stdin.write(f"{json.dumps(request)}\n".encode())
+        leader = answer(300)
+        try:
+            status = answer(1700)
+        finally:
+            # Also what a killed run leaves: the process that collects a checkpoint's results.
+            _end_session(leader)
         if check and status:
             text = _without_repeated_marks(log.read_text(errors="replace"))
             print(text[-40_000:])

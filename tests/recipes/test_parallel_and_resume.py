@@ -123,8 +123,9 @@ def whole_run(nano_start, nano_mllama_start, nano_llava_starts, run_training, tm
 def trained(whole_run, nano_start, nano_mllama_start, nano_llava_starts, run_training):
     """The same folder, with one run per layout; the killed packed run goes on in two processes."""
     folder = whole_run
-    common = nano_start | {"dir": str(folder), "steps": STEPS, "save_every": 4}
-    runs = [common | {"name": "packed_whole_killed", "data": PACKED}]
+    # Layouts save at their end only.
+    common = nano_start | {"dir": str(folder), "steps": STEPS}
+    runs = [common | {"name": "packed_whole_killed", "data": PACKED, "save_every": 4}]
     runs += [
         common | {"name": name} | layout for name, layout in (LAYOUTS | PACKED_LAYOUTS).items()
     ]

@@ -1,8 +1,7 @@
 """Trains nano models with the recipes, for the tests that need processes of their own.
 
-    python [-m torch.distributed.run --nproc-per-node 2] train_nano.py JSON
-
-JSON is a list of runs, done one after the other in the same processes:
+It waits for requests as `forked_ranks` says, whose "runs" are done one after the other in the same
+processes:
 {"dir", "name", "init_from", "train_paths", "weights", "image_folder", "steps", "save_every",
 "kill_at_step", "strategy": {...}, "data": {...}, "ddp": {...}, "transformer": {...}, "precision",
 "stage", "family", "size", "vision", "projector", "peft_scheme", "peft": {...},
@@ -23,7 +22,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 import types
 from functools import partial
@@ -33,6 +31,7 @@ import lightning.pytorch as pl
 import nemo_run as run
 import psutil
 import torch
+from forked_ranks import wait_for_runs
 from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from nemo.lightning import io
@@ -230,9 +229,8 @@ def forget_the_run():
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         os.environ.pop("MASTER_PORT", None)  # Lightning has chosen it, and finds another
     else:
-        # The keys of the last group are still in torchrun's store: meet in a store of our own.
+        # The first rank's store may still be there, with the keys of the last group.
         os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     destroy_num_microbatches_calculator()
     app_state = AppState()
     for name in ("log_dir", "exp_dir", "name"):
@@ -241,7 +239,9 @@ def forget_the_run():
 
 
 if __name__ == "__main__":
-    for one in json.loads(sys.argv[1]):
+    gc.collect()
+    gc.freeze()  # what is imported is no garbage: it need not be looked at after each run
+    for one in wait_for_runs():
         os.chdir(one.get("working_directory", "."))
         noted = (
             batches_noted(one["batch_notes"]) if "batch_notes" in one else contextlib.nullcontext()

@@ -23,6 +23,7 @@ from transformers import (
 from converters.neva_directory import NEVA_AUTO_MAP, NEVA_CLASS
 from converters.rows import ConversionError
 from models.hf_code.configuration_neva_llava import NevaLlavaConfig
+from models.hf_code.image_scales import SCALES
 from models.llava.description import image_scales
 
 MODEL_TYPE = "llava-jp"
@@ -56,7 +57,7 @@ _TOWERS: Mapping[str, PretrainedConfig] = {
 }
 """The towers of the published models; their config.json says no more than the name."""
 
-_TWO_SCALES = [1.0, 0.5]
+_TWO_SCALES = list(SCALES[1])
 """Of v1.1; older files name none."""
 
 _STRATEGIES = {"patch": "default", "cls_patch": "full"}
@@ -104,6 +105,9 @@ def read_llava_jp_config(content: Mapping[str, Any], image_token_index: int) -> 
                 f"{name}: {content.get(name)!r} of this LLaVA-JP is not supported; one scale "
                 f"or {_TWO_SCALES}, mlp2x_gelu and patch or cls_patch are."
             )
+    vision = _vision_config(content)
+    if content.get("scales") == _TWO_SCALES:
+        _refuse_clip_at_two_scales(vision)
     text = GPT2Config.from_dict(
         {name: value for name, value in content.items() if not _is_multimodal(name)}
         | {"model_type": "gpt2", "architectures": None}
@@ -113,7 +117,7 @@ def read_llava_jp_config(content: Mapping[str, Any], image_token_index: int) -> 
         fields = {"mm_projector_type": "mlp2x_gelu", "image_scales": _TWO_SCALES}
     config = (NevaLlavaConfig if fields else LlavaConfig)(
         **fields,
-        vision_config=_vision_config(content),
+        vision_config=vision,
         text_config=text,
         image_token_index=image_token_index,
         vision_feature_layer=content.get("mm_vision_select_layer", -2),
@@ -133,8 +137,13 @@ def llava_jp_config(config: LlavaConfig) -> dict[str, Any]:
 
     The tower's sizes are added under `vision_config`, which the published code does not read: it
     loads the tower that it finds under its name.
+
+    Raises:
+        ValueError: the published code cannot compute it.
     """
     vision, scales = config.vision_config, image_scales(config)
+    if len(scales) > 1:
+        _refuse_clip_at_two_scales(vision)
     features = {strategy: feature for feature, strategy in _STRATEGIES.items()}
     text = config.text_config.to_dict() | {
         "tie_word_embeddings": config.text_config.tie_word_embeddings
@@ -152,6 +161,14 @@ def llava_jp_config(config: LlavaConfig) -> dict[str, Any]:
         "use_mm_proj": True,
         "vision_config": vision.to_dict(),
     }
+
+
+def _refuse_clip_at_two_scales(vision: PretrainedConfig) -> None:
+    if vision.model_type == "clip_vision_model":
+        raise ValueError(
+            f"scales: {_TWO_SCALES} do not go with CLIP in the published layout of LLaVA-JP, whose "
+            "code asks its image processor for a height; SigLIP has one."
+        )
 
 
 def _vision_config(content: Mapping[str, Any]) -> PretrainedConfig:

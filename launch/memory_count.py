@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from models.hf_code.image_scales import IMAGES_AT_TWO_SCALES
+
 FRAMEWORK_BYTES = 2 * 2**30
 """CUDA's context, NCCL's buffers and workspaces. A guess."""
 
@@ -24,6 +26,7 @@ _SPLIT = re.compile(
 )
 """Parameters of which every tensor-parallel rank has a part."""
 
+_VISION = re.compile(r"(^|\.)vision_model\.")
 _EMBEDDING = "language_model.embedding.word_embeddings.weight"
 _OUTPUT = "language_model.output_layer.weight"
 
@@ -91,13 +94,16 @@ def count_weights(model: nn.Module, layout: Layout, adapters: int = 0) -> Weight
         adapters: number of weights that adapters add to the language model.
     """
     total = trained = adapters
+    vision = getattr(getattr(model, "vision_model", None), "config", None)
+    whole_vision = getattr(vision, "WHOLE_ON_EACH_RANK", False)
     stages = _Stages(layout.pipeline_parallel)
     stages.add_to_layers(adapters / layout.tensor_parallel, is_trained=True)
     for name, parameter in model.named_parameters():
         count, is_trained = parameter.numel(), parameter.requires_grad
         total += count
         trained += count if is_trained else 0
-        parts = layout.tensor_parallel if _SPLIT.search(name) else 1
+        is_split = _SPLIT.search(name) and not (whole_vision and _VISION.search(name))
+        parts = layout.tensor_parallel if is_split else 1
         stages.add(name, count / parts, is_trained)
     names = dict(model.named_parameters())
     if layout.pipeline_parallel > 1 and _OUTPUT not in names:
@@ -176,8 +182,8 @@ def activation_bytes(config: Any, layout: Layout) -> int:
     kept = in_flight * layers * _layer_bytes(language, tokens, layout, layout.sequence_parallel)
     if not config.freeze_vision_model:
         patches = layout.images * ((vision.image_size // vision.patch_size) ** 2 + 1)
-        if len(getattr(vision, "image_scales", ())) > 1:  # four quarters and the whole
-            patches *= 5
+        if len(getattr(vision, "image_scales", ())) > 1:
+            patches *= IMAGES_AT_TWO_SCALES
         layers = vision.num_layers + getattr(vision, "num_global_layers", 0)
         # transformers' tower is not split over ranks.
         is_whole = getattr(vision, "WHOLE_ON_EACH_RANK", False)

@@ -21,7 +21,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -82,14 +81,17 @@ def served(options: argparse.Namespace) -> Iterator[str]:
             yield url
         finally:
             process.terminate()
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     for _ in range(START_SECONDS):
         if process.poll() is not None:
             sys.exit(f"the server ended with {process.returncode}; see {log}")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+        with contextlib.suppress(OSError):  # refused, closed or too slow
             urllib.request.urlopen(f"{url}/health", timeout=5).close()
             return
         time.sleep(1)

@@ -10,6 +10,10 @@ from torch.nn import functional
 SCALES = ((1.0,), (1.0, 0.5))
 
 
+# What a tower encodes of one image at two scales: four quarters, and the whole.
+IMAGES_AT_TWO_SCALES = 5
+
+
 def check_scales(scales: Sequence[float]) -> None:
     """Refuses scales that ``at_two_scales`` does not have.
 
@@ -21,8 +25,8 @@ def check_scales(scales: Sequence[float]) -> None:
     """
     if tuple(scales) not in SCALES:
         raise ValueError(
-            f"image_scales={list(scales)!r} are not supported: allowed are "
-            f"{' and '.join(str(list(one)) for one in SCALES)}"
+            f"image_scales: {list(scales)!r} are not supported; allowed are "
+            f"{' and '.join(str(list(one)) for one in SCALES)}."
         )
 
 

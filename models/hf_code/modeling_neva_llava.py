@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration, LlavaModel
+from transformers import LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
 
 from .configuration_neva_llava import PROJECTORS, NevaLlavaConfig
 
@@ -58,7 +58,18 @@ def make_projector(
     return NVILALiteProjector(vision_width, text_width, factor)
 
 
-class NevaLlavaModel(LlavaModel):
+class _OwnInitialisation(LlavaPreTrainedModel):
+    """What is not LLaVA's initialises itself."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        with torch.no_grad():
+            if isinstance(module, nn.Linear | nn.LayerNorm):
+                module.reset_parameters()
+            else:
+                super()._init_weights(module)
+
+
+class NevaLlavaModel(_OwnInitialisation, LlavaModel):
     """LLaVA without its output layer.
 
     Args:
@@ -99,7 +110,7 @@ class NevaLlavaModel(LlavaModel):
 
 
 # The name has "llava" in it: by it transformers knows that stored names need its translation.
-class NevaLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+class NevaLlavaForConditionalGeneration(_OwnInitialisation, LlavaForConditionalGeneration):
     """LLaVA for text generation from text and images.
 
     Args:
@@ -115,11 +126,3 @@ class NevaLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         self.model = NevaLlavaModel(config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # What is not LLaVA's initialises itself.
-        with torch.no_grad():
-            if isinstance(module, nn.Linear | nn.LayerNorm):
-                module.reset_parameters()
-            else:
-                super()._init_weights(module)

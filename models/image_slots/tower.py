@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from nemo.lightning import io
 
-from models.hf_code.image_scales import at_two_scales
+from models.hf_code.image_scales import SCALES, at_two_scales, check_scales
 from models.image_slots.carried import carried_name, carried_shapes
 from models.vision_layer import vision_layer_spec
 
@@ -35,7 +35,7 @@ class PreNormTowerConfig(TransformerConfig, io.IOMixin):
     carries_head: bool = False
     """Whether a pooling head is carried through too."""
 
-    image_scales: tuple[float, ...] = (1.0,)
+    image_scales: tuple[float, ...] = SCALES[0]
     """Sizes at which an image is seen, as parts of its size: (1.0,) or (1.0, 0.5)."""
 
     image_size: int = 336
@@ -51,6 +51,16 @@ class PreNormTowerConfig(TransformerConfig, io.IOMixin):
     attention_dropout: float = 0.0
     bias_activation_fusion: bool = False
     bias_dropout_fusion: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the scales.
+
+        Raises:
+            ValueError: they are not supported.
+        """
+        super().__post_init__()
+        self.image_scales = tuple(self.image_scales)
+        check_scales(self.image_scales)
 
     @property
     def grid(self) -> int:

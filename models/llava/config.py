@@ -115,7 +115,6 @@ class LlavaConfig(FamilyConfig):
             "ffn_hidden_size",
             "num_attention_heads",
             "image_size",
-            "image_scales",
             "patch_size",
         ),
     }
@@ -128,9 +127,19 @@ class LlavaConfig(FamilyConfig):
         return described
 
     def adopt(self, described: LlavaConfig) -> None:
-        """Take also which features of the tower are used, and what is carried beside them."""
+        """Take also which features of the tower are used, and what is carried beside them.
+
+        Raises:
+            ValueError: the recipe sees images at two scales, and the assets do not.
+        """
         super().adopt(described)
         ours, theirs = self.vision_transformer_config, described.vision_transformer_config
+        if len(ours.image_scales) > len(theirs.image_scales):
+            raise ValueError(
+                f"image_scales: {list(ours.image_scales)} of this recipe do not go with "
+                f"{self.assets}, whose images have {list(theirs.image_scales)}; start from what "
+                "was assembled with --image-scales 1.0,0.5, or take vision='siglip'."
+            )
         for name in _TOWER_FLAGS:
             if hasattr(theirs, name):
                 setattr(ours, name, getattr(theirs, name))
@@ -142,7 +151,10 @@ class LlavaConfig(FamilyConfig):
         return MCoreLlavaModel(self, pre_process, post_process, vp_stage)
 
 
-_TOWER_FLAGS = ("keep_class_token", "drops_first_patch", "carries_head", "has_final_norm")
+_TOWER_FLAGS = (
+    *("keep_class_token", "drops_first_patch", "carries_head", "has_final_norm"),
+    "image_scales",
+)
 """Of some towers, not of all."""
 
 _OTHER_LANGUAGES: Mapping[str, Callable[[PretrainedConfig], Any]] = {

@@ -63,7 +63,7 @@ def slots_per_image(config: LlavaConfig) -> int:
     keeps_first = config.vision_feature_select_strategy == "full"
     features = patches(vision) + has_class_token - (not keeps_first)
     if len(image_scales(config)) > 1:
-        grid_of(features)
+        _check_grid(features, config.vision_feature_select_strategy)
     factor = PROJECTORS[projector_type(config)]
     if factor == 1:
         return features
@@ -75,6 +75,16 @@ def slots_per_image(config: LlavaConfig) -> int:
         )
     side = square_side(vision.image_size) // square_side(vision.patch_size)
     return (-(-side // factor)) ** 2
+
+
+def _check_grid(features: int, strategy: str) -> None:
+    try:
+        grid_of(features)
+    except ValueError as error:
+        raise ValueError(
+            f"vision_feature_select_strategy: {strategy!r} leaves {features} features of an image, "
+            "which are no grid, as two image scales need; without a class token they are."
+        ) from error
 
 
 def projector_type(config: LlavaConfig) -> str:
@@ -105,7 +115,7 @@ def processor_patch_size(config: LlavaConfig) -> int:
 
 
 def read_assets_config(assets: str | Path) -> LlavaConfig:
-    """Read config.json of an assets folder: of a LLaVA, or of one with a projector of NeVA's.
+    """Read config.json of an assets folder: of a LLaVA, or of one that needs code of ours.
 
     Raises:
         ValueError: it is missing, or belongs to another model family.

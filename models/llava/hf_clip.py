@@ -68,7 +68,8 @@ class HFClipTower(VisionTower):
     ) -> ShardedStateDict:
         """Return the parameters by their own names, each with its place in `ClipTower`'s."""
         assert not sharded_offsets
-        assert not (metadata or {}).get("non_homogeneous_layers"), "other names of layers"
+        other_names = ("non_homogeneous_layers", "singleton_local_shards")  # of layers
+        assert not any((metadata or {}).get(name) for name in other_names)
         entries: ShardedStateDict = {}
         for name, tensor in self.state_dict(keep_vars=True).items():
             key, offsets = self._place(name.removeprefix("transformer."))

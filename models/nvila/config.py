@@ -80,6 +80,7 @@ class NvilaConfig(FamilyConfig):
             "ffn_hidden_size",
             "num_attention_heads",
             "image_size",
+            "image_scales",
             "patch_size",
         ),
     }

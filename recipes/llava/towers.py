@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from models.hf_code.configuration_neva_llava import PROJECTORS as PROJECTOR_FACTORS
+from models.hf_code.image_scales import SCALES
 from models.image_slots.tower import PreNormTowerConfig
 from models.llava.config import ClipTowerConfig, HFClipTowerConfig
 from models.llava.internvit import InternVitTowerConfig
@@ -29,10 +31,10 @@ class VisionRow:
     num_carried_layers: int = 1
     """Blocks behind the one whose output has the features."""
 
-    image_scales: tuple[float, ...] = (1.0,)
+    image_scales: tuple[float, ...] = SCALES[0]
 
 
-_TWO_SCALES = (1.0, 0.5)
+_TWO_SCALES = SCALES[1]
 _NANO = VisionRow(
     config=ClipTowerConfig,
     hidden_size=96,
@@ -79,4 +81,5 @@ TOWERS: Mapping[str, VisionRow] = {
     ),
 }
 
+assert set(PROJECTORS) == PROJECTOR_FACTORS.keys()
 assert set(get_args(Vision)) == TOWERS.keys() == NANO_TOWERS.keys()

@@ -148,17 +148,19 @@ def test_padding_and_templates_are_what_was_asked_for(parents, tmp_path):
 
 @pytest.mark.parametrize("vision", ["clip", "siglip"])
 def test_two_scales_have_the_positions_of_one(parents, vision, tmp_path):
+    from nemo.lightning import io
+
     from converters.export_hf import export_checkpoint
     from converters.verify import verify_checkpoint
     from launch.__main__ import main
-    from models.llava.config import LlavaConfig
 
     arguments = ["assemble", "--family", "llava", "--llm", str(parents / "llama")]
     arguments += ["--vision", str(parents / vision), "--conversation-template", "v1"]
     out = str(tmp_path / "nemo")
     assert main([*arguments, "--image-scales", "1.0,0.5", "--out", out]) == 0
     export_checkpoint(out, tmp_path / "hf")
-    assert verify_checkpoint(tmp_path / "hf", out).passed
+    for layers in (False, True):
+        assert verify_checkpoint(tmp_path / "hf", out, layers=layers).passed
     processor = AutoProcessor.from_pretrained(tmp_path / "hf")
     image = Image.new("RGB", (200, 100))
     inputs = processor(text="<image>", images=image, return_tensors="pt")
@@ -167,12 +169,16 @@ def test_two_scales_have_the_positions_of_one(parents, vision, tmp_path):
     # The projector takes the channels of both.
     weights = load_file(tmp_path / "hf" / "model.safetensors")
     assert weights["multi_modal_projector.linear_1.weight"].shape == (128, 2 * 96)
-    # A recipe that says otherwise is refused.
-    recipe = LlavaConfig.describe(f"{out}/context/assets")
-    recipe.vision_transformer_config.image_scales = (1.0,)
-    recipe.assets = out
-    with pytest.raises(ValueError, match=r"image_scales"):
-        recipe.configure_model()
+    # What NeMo reads, and a recipe that says nothing of scales, have them from the assets.
+    recipe = io.load_context(f"{out}/context", subpath="model.config")
+    recipe.resolve_assets()
+    assert recipe.vision_transformer_config.image_scales == (1.0, 0.5)
+    # Two scales where the assets have one are refused.
+    arguments[-1:] = ["v1", "--out", str(tmp_path / "one")]
+    assert main(arguments) == 0
+    recipe.assets = str(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"^image_scales: \[1.0, 0.5\] of this recipe do not go"):
+        recipe.resolve_assets()
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,6 @@ def run_megatron(checkpoint, tokens, tiles):
         ("siglip", True, False, 1),
         ("clip", False, True, 1),
         ("siglip", True, True, 2),
-        ("clip", True, True, 2),
     ],
 )
 def test_logits_and_bits_of_the_published_layout(write, kind, tied, copy, scales, tmp_path):
@@ -233,8 +232,10 @@ def test_logits_and_bits_of_the_published_layout(write, kind, tied, copy, scales
     assert (logits - wanted).abs().max() <= 1e-4
 
 
-@pytest.mark.parametrize("scales", [1, 2])
-def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(write, scales, tmp_path):
+@pytest.mark.parametrize(("kind", "scales"), [("clip", 1), ("siglip", 2)])
+def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(
+    write, kind, scales, tmp_path
+):
     from PIL import Image
 
     from converters.import_hf import import_checkpoint
@@ -242,7 +243,8 @@ def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(write, sc
     from datamodules.sample_encoder import open_encoder
     from sample_loaders.conversation import parse_llava
 
-    folder, _ = write("clip", num_scales=scales)
+    folder, _ = write(kind, num_scales=scales)
+    slots = PATCHES - (kind == "siglip")
     import_checkpoint("llava_jp", folder, tmp_path / "nemo")
     assets = tmp_path / "nemo/context/assets"
     Image.new("RGB", (90, 30), "red").save(tmp_path / "wide.png")
@@ -260,7 +262,7 @@ def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(write, sc
     text = tokenizer.decode(encoded.tokens)
     assert "ユーザー: </s><image>" in text
     assert text.endswith("システム: 赤</s>")
-    assert (encoded.tokens == encoder.assets.image_token_id).sum() == PATCHES
+    assert (encoded.tokens == encoder.assets.image_token_id).sum() == slots
     assert encoded.tiles[0].shape == (3, SIDE * scales, SIDE * scales)
     assert (encoded.tiles[0].reshape(3, -1).max(axis=1) == [255, 0, 0]).all()
     # transformers' processor makes the same of it.
@@ -268,13 +270,14 @@ def test_the_processor_makes_as_many_slots_and_squares_of_whole_images(write, sc
     inputs = processor(
         text="<image>", images=Image.open(tmp_path / "wide.png"), return_tensors="pt"
     )
-    assert (inputs["input_ids"] == processor.image_token_id).sum() == PATCHES
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == slots
     assert inputs["pixel_values"].shape == (1, 3, SIDE * scales, SIDE * scales)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"kind": "clip", "num_scales": 2}, r"scales: \[1.0, 0.5\] do not go with CLIP in the"),
         ({"scales": [1.0, 0.25]}, r"scales: \[1.0, 0.25\] .* is not supported"),
         ({"mm_projector_type": "ldpnetv2"}, "mm_projector_type: 'ldpnetv2'"),
         ({"vision_config": None}, "mm_vision_tower: 'somewhere/siglip' is not known"),
@@ -303,6 +306,6 @@ def test_the_published_towers_are_known_by_their_names():
         content = {**text, **common, "mm_vision_tower": name}
         config = read_llava_jp_config(content, 50687)
         assert (slots_per_image(config), input_side(config)) == (slots, side)
-        # As v1.1: as many positions of images of twice the size.
-        config = read_llava_jp_config({**content, "scales": [1.0, 0.5]}, 50687)
-        assert (slots_per_image(config), input_side(config)) == (slots, 2 * side)
+    # v1.1: as many positions of images of twice the size.
+    config = read_llava_jp_config({**content, "scales": [1.0, 0.5]}, 50687)
+    assert (slots_per_image(config), input_side(config)) == (728, 768)

@@ -50,6 +50,18 @@ def test_weights_of_one_gpu():
     assert counted == Weights(all=176, trained=164, on_gpu=181, trained_on_gpu=164)
 
 
+def test_a_tower_of_transformers_is_whole_on_each_rank():
+    toy = Toy()
+    toy.vision_model = nn.Module()
+    toy.vision_model.layers = nn.ModuleList([nn.Module()])
+    toy.vision_model.layers[0].linear_qkv = nn.Linear(3, 4)  # 16
+    for is_whole, count in ((False, 8), (True, 16)):
+        toy.vision_model.config = SimpleNamespace(WHOLE_ON_EACH_RANK=is_whole)
+        # The others: 5 carried, 80 / 2 of words, 60 / 2 of layers, 16 and 8 of norms.
+        counted = count_weights(toy, layout(tensor_parallel=2))
+        assert counted.on_gpu == count + 5 + 40 + 30 + 24
+
+
 def test_weights_of_the_fullest_stage():
     # First: 12 + 5 carried + 40 / 2 + one layer (30 / 2 + 8). Last: 8 + 40 / 2 + one layer.
     counted = count_weights(Toy(), layout(tensor_parallel=2, pipeline_parallel=2))

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -132,6 +133,7 @@ def training_server(project_root, tmp_path_factory):
             stderr=errors,
             bufsize=0,  # select() must see what no buffer has taken
         )
+    process.log = log
     yield process
     process.stdin.close()
     process.kill()
@@ -142,20 +144,29 @@ def training_server(project_root, tmp_path_factory):
 def run_training(training_server, tmp_path_factory):
     """Runs train_nano.py and returns its exit status; what it printed is in the file `.log`."""
 
-    def answer(seconds):
-        ready, _, _ = select.select([training_server.stdout], [], [], seconds)
-        line = training_server.stdout.readline() if ready else b""
-        assert line, f"no answer from train_nano.py in {seconds} s"
-        return int(line)
+    numbers = itertools.count()
+
+    def answer(number, seconds):
+        """The answer to a request; what one that took too long has answered since is skipped."""
+        while True:
+            ready, _, _ = select.select([training_server.stdout], [], [], seconds)
+            line = training_server.stdout.readline() if ready else b""
+            if not line:
+                print(training_server.log.read_text(errors="replace")[-20_000:])
+                raise AssertionError(f"no answer from train_nano.py in {seconds} s")
+            about, value = line.split()
+            if int(about) == number:
+                return int(value)
 
     def run(runs, num_processes=1, check=True):
+        number = next(numbers)
         log = run.log = tmp_path_factory.mktemp("log") / "output.txt"
-        request = {"runs": runs, "num_processes": num_processes, "log": str(log)}
-        request["port"] = free_port()
+        request = {"number": number, "runs": runs, "num_processes": num_processes}
+        request |= {"log": str(log), "port": free_port()}
         training_server.stdin.write(f"{json.dumps(request)}\n".encode())
-        leader = answer(300)
+        leader = answer(number, 300)
         try:
-            status = answer(1700)
+            status = answer(number, 1700)
         finally:
             # Also what a killed run leaves: the process that collects a checkpoint's results.
             _end_session(leader)

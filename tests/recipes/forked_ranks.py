@@ -1,9 +1,10 @@
 """Starts trainings from a process that has imported everything: an import costs half a minute.
 
-The process reads a request per line, {"runs", "num_processes", "log"}, and answers each with two
-lines: the number of the process that leads the ranks (and their session), and its exit status,
-negative for a signal. Ranks have the environment that torchrun gives them, and end as its do: when
-one fails, the others are ended, the log says its status, and that of the whole is 1.
+The process reads a request per line, {"number", "runs", "num_processes", "port", "log"}, and
+answers each with two lines that begin with its number: the process that leads the ranks (and their
+session), and its exit status, negative for a signal. Ranks have the environment that torchrun gives
+them, and end as its do: when one fails, the others are ended, the log says its status, and that of
+the whole is 1.
 """
 
 import json
@@ -37,8 +38,9 @@ def wait_for_runs():
             answers.close()
             _lead(request)
             return request["runs"]
-        print(leader, file=answers)
-        print(os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1]), file=answers)
+        number = request["number"]
+        print(number, leader, file=answers)
+        print(number, os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1]), file=answers)
     sys.exit(0)
 
 

@@ -52,11 +52,13 @@ from my_data import MyDataModule
 from recipes.nvila import finetune_recipe
 
 if __name__ == "__main__":
-    recipe = finetune_recipe(name="mine", dir="{folder}/runs", init_from="{start}", size="nano")
+    recipe = finetune_recipe(
+        name="mine", dir="{folder}/runs", init_from="{start}", size="nano", num_gpus_per_node=2
+    )
     recipe.data = run.Config(MyDataModule, global_batch_size=8)
     recipe.trainer.max_steps = 3
     recipe.optim.config.lr = 5e-4
-    run.run(recipe, executor=run.LocalExecutor())
+    run.run(recipe, executor=run.LocalExecutor(ntasks_per_node=2, launcher="torchrun"))
 """
 
 

@@ -62,7 +62,7 @@ def test_quarters_are_averaged_before_the_whole(side, drop, grid):
 
 def test_other_scales_and_features_that_make_no_grid_are_refused():
     check_scales([1.0, 0.5])
-    with pytest.raises(ValueError, match=r"image_scales=\[1.0, 0.25\] are not supported"):
+    with pytest.raises(ValueError, match=r"image_scales: \[1.0, 0.25\] are not supported"):
         check_scales([1.0, 0.25])
     assert grid_of(728) == (26, 28)
     with pytest.raises(ValueError, match="577 features of an image make no rectangle"):

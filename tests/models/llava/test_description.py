@@ -46,6 +46,15 @@ def test_positions_of_the_published_towers(tower, projector, slots):
     assert (side // processor_patch_size(config)) ** 2 == slots
 
 
+def test_features_that_are_no_grid_have_no_two_scales():
+    config = described("clip", "mlp2x_gelu")
+    config.image_scales = (1.0, 0.5)
+    assert slots_per_image(config) == 576
+    config.vision_feature_select_strategy = "full"
+    with pytest.raises(ValueError, match=r"^vision_feature_select_strategy: 'full' leaves 577"):
+        slots_per_image(config)
+
+
 def test_a_grid_with_a_hole_cannot_be_merged():
     config = described("siglip", "mlp_downsample_2x2_fix")
     config.vision_feature_select_strategy = "default"

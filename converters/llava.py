@@ -12,10 +12,9 @@ from converters.nemotron import nemotron_table
 from converters.nvila import vision_table
 from converters.parts import language_table, renames, vision_layers
 from converters.rows import Dropped, Rename, Row
-from models.hf_code.configuration_neva_llava import NevaLlavaConfig
 from models.hf_code.modeling_neva_llava import make_projector
 from models.image_slots.layer_names import CLIP
-from models.llava.description import QKV_BIAS
+from models.llava.description import QKV_BIAS, feature_width, projector_type
 
 STYLES = NameStyles(
     {
@@ -55,18 +54,14 @@ def llava_table(description: LlavaConfig) -> list[Row]:
 
 
 def _projector_names(description: LlavaConfig) -> list[str]:
-    if isinstance(description, NevaLlavaConfig):
-        vision, text = description.vision_config, description.text_config
-        with torch.device("meta"):
-            projector = make_projector(
-                description.mm_projector_type,
-                vision.hidden_size * len(description.image_scales),
-                text.hidden_size,
-                description.multimodal_projector_bias,
-            )
-        return list(projector.state_dict())
-    kinds = ("weight", "bias") if description.multimodal_projector_bias else ("weight",)
-    return [f"{layer}.{kind}" for layer in ("linear_1", "linear_2") for kind in kinds]
+    with torch.device("meta"):
+        projector = make_projector(
+            projector_type(description),
+            feature_width(description),
+            description.text_config.hidden_size,
+            description.multimodal_projector_bias,
+        )
+    return list(projector.state_dict())
 
 
 def _language_rows(text: PretrainedConfig) -> list[Row]:

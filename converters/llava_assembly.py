@@ -18,7 +18,6 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaImageProcessor,
-    LlavaProcessor,
     MistralConfig,
     NemotronConfig,
     PretrainedConfig,
@@ -30,22 +29,20 @@ from transformers import (
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from converters.assembly import Assembly
-from converters.asset_files import TEMPLATE_FILE, read_json, write_chat_template
 from converters.conv1d import linear_view
 from converters.internvit import transformers_names
 from converters.lazy import LazyTensor
 from converters.llava import WHOLE_CLIP, llava_drops, llava_table
-from converters.neva_directory import NEVA_AUTO_MAP, NEVA_CLASS
+from converters.llava_assets import write_processor
+from converters.neva_directory import llava_config
 from converters.nvila import WHOLE_SIGLIP
 from converters.rows import Dropped, Row
 from models.conversation_templates import CONVERSATION_TEMPLATES, conversation_template
-from models.hf_code.configuration_neva_llava import NevaLlavaConfig
 from models.hf_code.image_scales import SCALES
 from models.llava.description import (
     CLASS_TOKENS,
     LLAVA_PROJECTOR,
     input_side,
-    processor_patch_size,
     slots_per_image,
 )
 from models.llava.prompt import IMAGE_TOKEN
@@ -153,12 +150,7 @@ class LlavaAssembly(Assembly):
             "vision_feature_select_strategy": "default" if has_class_token else "full",
             "tie_word_embeddings": text.tie_word_embeddings,
         }
-        if self.projector_type == LLAVA_PROJECTOR and self.image_scales == SCALES[0]:
-            config = LlavaConfig(**fields)
-        else:
-            config = NevaLlavaConfig(
-                mm_projector_type=self.projector_type, image_scales=self.image_scales, **fields
-            )
+        config = llava_config(self.projector_type, self.image_scales, **fields)
         config.image_seq_length = slots_per_image(config)
         return config
 
@@ -195,24 +187,9 @@ class LlavaAssembly(Assembly):
         vision: str | Path,
     ) -> None:
         """Write configuration, tokenizer and processor."""
-        LlavaProcessor(
-            image_processor=self._image_processor(Path(vision), description),
-            tokenizer=tokenizer,
-            patch_size=processor_patch_size(description),
-            vision_feature_select_strategy=description.vision_feature_select_strategy,
-            num_additional_image_tokens=CLASS_TOKENS[description.vision_config.model_type],
-            chat_template=tokenizer.chat_template,
-        ).save_pretrained(folder)
-        description.architectures = ["LlavaForConditionalGeneration"]
-        if isinstance(description, NevaLlavaConfig):
-            description.architectures = [NEVA_CLASS]
-            description.auto_map = NEVA_AUTO_MAP
+        images = self._image_processor(Path(vision), description)
+        write_processor(folder, description, tokenizer, images)
         description.save_pretrained(folder)
-        write_chat_template(
-            folder,
-            (folder / TEMPLATE_FILE).read_text(encoding="utf-8"),
-            read_json(folder / "tokenizer_config.json", str(vision)),
-        )
         GenerationConfig(
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,

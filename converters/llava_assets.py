@@ -10,13 +10,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import LlavaProcessor
+from transformers import LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase
+from transformers.image_processing_base import ImageProcessingMixin
 
 from converters.asset_files import (
     load_processor,
     read_json,
     require_files,
     require_fit,
+    write_chat_template,
     write_json,
 )
 from models.llava.description import (
@@ -60,6 +62,25 @@ def complete_assets(assets: Path, source: str) -> None:
     if completed != found:
         write_json(path, completed)
     _check_processor(assets, source)
+
+
+def write_processor(
+    folder: Path,
+    config: LlavaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: ImageProcessingMixin,
+) -> None:
+    """Write a LlavaProcessor that fits a model, and the tokenizer's chat template everywhere."""
+    LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=processor_patch_size(config),
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=CLASS_TOKENS[config.vision_config.model_type],
+        chat_template=tokenizer.chat_template,
+    ).save_pretrained(folder)
+    tokenizer_config = read_json(folder / "tokenizer_config.json", str(folder))
+    write_chat_template(folder, tokenizer.chat_template, tokenizer_config)
 
 
 def _check_processor(assets: Path, source: str) -> None:

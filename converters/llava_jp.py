@@ -9,7 +9,7 @@ the same model is a Llava with a GPT-2 in it, which is what checkpoints and expo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from transformers import (
@@ -20,11 +20,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from converters.neva_directory import NEVA_AUTO_MAP, NEVA_CLASS
+from converters.neva_directory import llava_config
 from converters.rows import ConversionError
-from models.hf_code.configuration_neva_llava import NevaLlavaConfig
 from models.hf_code.image_scales import SCALES
-from models.llava.description import image_scales
+from models.llava.description import LLAVA_PROJECTOR, feature_width, image_scales
 
 MODEL_TYPE = "llava-jp"
 TensorType = TypeVar("TensorType")
@@ -96,38 +95,32 @@ def read_llava_jp_config(content: Mapping[str, Any], image_token_index: int) -> 
     """
     refused = {
         "scales": content.get("scales") not in (None, [1.0], _TWO_SCALES),
-        "mm_projector_type": content.get("mm_projector_type") != "mlp2x_gelu",
+        "mm_projector_type": content.get("mm_projector_type") != LLAVA_PROJECTOR,
         "mm_vision_select_feature": content.get("mm_vision_select_feature") not in _STRATEGIES,
     }
     for name, is_refused in refused.items():
         if is_refused:
             raise ValueError(
                 f"{name}: {content.get(name)!r} of this LLaVA-JP is not supported; one scale "
-                f"or {_TWO_SCALES}, mlp2x_gelu and patch or cls_patch are."
+                f"or {_TWO_SCALES}, {LLAVA_PROJECTOR} and patch or cls_patch are."
             )
-    vision = _vision_config(content)
-    if content.get("scales") == _TWO_SCALES:
-        _refuse_clip_at_two_scales(vision)
+    vision, scales = _vision_config(content), content.get("scales") or SCALES[0]
+    _refuse_clip_at_two_scales(vision, scales)
     text = GPT2Config.from_dict(
         {name: value for name, value in content.items() if not _is_multimodal(name)}
         | {"model_type": "gpt2", "architectures": None}
     )
-    fields: dict[str, Any] = {}
-    if content.get("scales") == _TWO_SCALES:
-        fields = {"mm_projector_type": "mlp2x_gelu", "image_scales": _TWO_SCALES}
-    config = (NevaLlavaConfig if fields else LlavaConfig)(
-        **fields,
+    config = llava_config(
+        LLAVA_PROJECTOR,
+        scales,
         vision_config=vision,
         text_config=text,
         image_token_index=image_token_index,
         vision_feature_layer=content.get("mm_vision_select_layer", -2),
         vision_feature_select_strategy=_STRATEGIES[content["mm_vision_select_feature"]],
         tie_word_embeddings=text.tie_word_embeddings,
-        architectures=[NEVA_CLASS if fields else "LlavaForConditionalGeneration"],
         torch_dtype=content.get("torch_dtype"),
     )
-    if fields:
-        config.auto_map = NEVA_AUTO_MAP
     config.mm_vision_tower = content.get("mm_vision_tower")
     return config
 
@@ -142,8 +135,7 @@ def llava_jp_config(config: LlavaConfig) -> dict[str, Any]:
         ValueError: the published code cannot compute it.
     """
     vision, scales = config.vision_config, image_scales(config)
-    if len(scales) > 1:
-        _refuse_clip_at_two_scales(vision)
+    _refuse_clip_at_two_scales(vision, scales)
     features = {strategy: feature for feature, strategy in _STRATEGIES.items()}
     text = config.text_config.to_dict() | {
         "tie_word_embeddings": config.text_config.tie_word_embeddings
@@ -152,8 +144,8 @@ def llava_jp_config(config: LlavaConfig) -> dict[str, Any]:
         "architectures": ["LlavaGpt2ForCausalLM"],
         "model_type": MODEL_TYPE,
         "image_aspect_ratio": "square",
-        "mm_hidden_size": vision.hidden_size * len(scales),
-        "mm_projector_type": "mlp2x_gelu",
+        "mm_hidden_size": feature_width(config),
+        "mm_projector_type": LLAVA_PROJECTOR,
         "mm_vision_select_feature": features[config.vision_feature_select_strategy],
         "mm_vision_select_layer": config.vision_feature_layer,
         "mm_vision_tower": getattr(config, "mm_vision_tower", None) or _tower_name(vision),
@@ -163,8 +155,8 @@ def llava_jp_config(config: LlavaConfig) -> dict[str, Any]:
     }
 
 
-def _refuse_clip_at_two_scales(vision: PretrainedConfig) -> None:
-    if vision.model_type == "clip_vision_model":
+def _refuse_clip_at_two_scales(vision: PretrainedConfig, scales: Sequence[float]) -> None:
+    if vision.model_type == "clip_vision_model" and len(scales) > 1:
         raise ValueError(
             f"scales: {_TWO_SCALES} do not go with CLIP in the published layout of LLaVA-JP, whose "
             "code asks its image processor for a height; SigLIP has one."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from transformers import (
     AutoTokenizer,
@@ -12,22 +11,22 @@ from transformers import (
     CLIPVisionConfig,
     GenerationConfig,
     LlavaConfig,
-    LlavaProcessor,
     SiglipImageProcessor,
 )
 
-from converters.asset_files import read_json, write_chat_template
+from converters.asset_files import read_json
 from converters.conv1d import linear_view
 from converters.families import read_config
 from converters.hf_weights import HfWeights
 from converters.lazy import LazyTensor
 from converters.llava import llava_drops
 from converters.llava_assembly import return_ids_and_mask_only
+from converters.llava_assets import write_processor
 from converters.llava_family import LlavaFamily
 from converters.llava_jp import MODEL_TYPE, llava_names, read_llava_jp_config
 from converters.mapping import without_dropped
 from models.conversation_templates import CONVERSATION_TEMPLATES
-from models.llava.description import input_side, processor_patch_size
+from models.llava.description import input_side
 from models.llava.prompt import IMAGE_TOKEN
 
 _BICUBIC = 3
@@ -74,7 +73,7 @@ class LlavaJpFamily(LlavaFamily):
                 f"hf: the vocabulary of {source} has {config.text_config.vocab_size} rows, none of "
                 f"which is left for {IMAGE_TOKEN}; {len(tokenizer)} are needed."
             )
-        _write_processor(assets, config, tokenizer)
+        write_processor(assets, config, tokenizer, _image_processor(config))
         (assets / "config.json").unlink()
         config.save_pretrained(assets)
         if not (assets / "generation_config.json").is_file():
@@ -86,24 +85,10 @@ class LlavaJpFamily(LlavaFamily):
         super().complete_assets(assets, source)
 
 
-def _write_processor(assets: Path, config: LlavaConfig, tokenizer: Any) -> None:
-    """Write what makes of images what the published code makes of them: both sides resized."""
-    vision = config.vision_config
+def _image_processor(config: LlavaConfig) -> CLIPImageProcessor | SiglipImageProcessor:
+    """Return what makes of images what the published code makes of them: both sides resized."""
     side = {"height": input_side(config), "width": input_side(config)}
-    is_clip = isinstance(vision, CLIPVisionConfig)
-    images = (
+    if isinstance(config.vision_config, CLIPVisionConfig):
         # Given both sides, CLIP's processor does not keep the aspect ratio.
-        CLIPImageProcessor(size=side, do_center_crop=False, crop_size=side)
-        if is_clip
-        else SiglipImageProcessor(size=side, resample=_BICUBIC)
-    )
-    LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=processor_patch_size(config),
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=int(is_clip),
-        chat_template=tokenizer.chat_template,
-    ).save_pretrained(assets)
-    tokenizer_config = read_json(assets / "tokenizer_config.json", str(assets))
-    write_chat_template(assets, tokenizer.chat_template, tokenizer_config)
+        return CLIPImageProcessor(size=side, do_center_crop=False, crop_size=side)
+    return SiglipImageProcessor(size=side, resample=_BICUBIC)

@@ -51,6 +51,11 @@ def input_side(config: LlavaConfig) -> int:
     return square_side(config.vision_config.image_size) * len(image_scales(config))
 
 
+def feature_width(config: LlavaConfig) -> int:
+    """Return the channels of a feature as the projector takes it: those of all scales."""
+    return config.vision_config.hidden_size * len(image_scales(config))
+
+
 def slots_per_image(config: LlavaConfig) -> int:
     """Return how many vectors an image has for the language model.
 
